@@ -1,0 +1,17 @@
+//! Cross-crate tests of hibernet, and the runner that plays recorded kernel scenarios through the stack.
+//!
+//! A scenario (`scenarios/kernel/NAME.json`) is a list of steps, mostly packets put into one of two links of a router;
+//! beside it lie the records of what a Linux kernel did with each (`NAME.expected.jsonl`). The runner plays the steps on a
+//! simulated clock and writes records of the same form.
+//!
+//! - [`notation`]: the packet notation, to bytes and back.
+//! - [`scenario`]: the scenario files.
+//! - [`variables`]: values captured from one packet and used in a later one.
+//! - [`corpus`]: where the recorded scenarios lie.
+//!
+//! Not here: any way to ask the kernel. That is `oracle/oracle.py`, which recorded the answers.
+
+pub mod corpus;
+pub mod notation;
+pub mod scenario;
+pub mod variables;
