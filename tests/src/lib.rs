@@ -7,11 +7,15 @@
 //! - [`notation`]: the packet notation, to bytes and back.
 //! - [`scenario`]: the scenario files.
 //! - [`variables`]: values captured from one packet and used in a later one.
+//! - [`record`]: one record a step.
+//! - [`compare`]: recorded answers against ours.
 //! - [`corpus`]: where the recorded scenarios lie.
 //!
 //! Not here: any way to ask the kernel. That is `oracle/oracle.py`, which recorded the answers.
 
+pub mod compare;
 pub mod corpus;
 pub mod notation;
+pub mod record;
 pub mod scenario;
 pub mod variables;
