@@ -146,8 +146,8 @@ impl Link {
     }
 }
 
-/// A rule of one chain.
-#[derive(Debug, Clone, Deserialize)]
+/// A rule of one chain, in the spelling that the stack reads, too.
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Name of the chain.
