@@ -1,0 +1,99 @@
+//! The two address families, packed as the table stores them.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::hash::HashKey;
+use crate::tuple::Tuple;
+
+/// An address of one family, in network order.
+pub(crate) trait Addr: Copy + Ord + Default + core::fmt::Debug {
+    /// The address, if it is of this family.
+    fn of(ip: IpAddr) -> Option<Self>;
+    /// The address for everyone else.
+    fn ip(self) -> IpAddr;
+    /// The keyed hash of two endpoints in the order given.
+    fn hash(key: &HashKey, first: (Self, u16), second: (Self, u16), proto: u8) -> u64;
+}
+
+impl Addr for [u8; 4] {
+    fn of(ip: IpAddr) -> Option<Self> {
+        match ip {
+            IpAddr::V4(ip) => Some(ip.octets()),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    fn ip(self) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::from(self))
+    }
+
+    /// Thirteen bytes: address, port, address, port, protocol.
+    fn hash(key: &HashKey, first: (Self, u16), second: (Self, u16), proto: u8) -> u64 {
+        let a = u64::from(u32::from_le_bytes(first.0));
+        let b = u64::from(u32::from_le_bytes(second.0));
+        let head = a | u64::from(first.1) << 32 | (b & 0xffff) << 48;
+        let tail = b >> 16 | u64::from(second.1) << 16 | u64::from(proto) << 32 | 13 << 56;
+        key.hash(&[head, tail])
+    }
+}
+
+impl Addr for [u8; 16] {
+    fn of(ip: IpAddr) -> Option<Self> {
+        match ip {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(ip) => Some(ip.octets()),
+        }
+    }
+
+    fn ip(self) -> IpAddr {
+        IpAddr::V6(Ipv6Addr::from(self))
+    }
+
+    /// Thirty-seven bytes: address, address, port, port, protocol.
+    fn hash(key: &HashKey, first: (Self, u16), second: (Self, u16), proto: u8) -> u64 {
+        let a = u128::from_le_bytes(first.0);
+        let b = u128::from_le_bytes(second.0);
+        let tail = u64::from(first.1) | u64::from(second.1) << 16 | u64::from(proto) << 32 | 37 << 56;
+        key.hash(&[a as u64, (a >> 64) as u64, b as u64, (b >> 64) as u64, tail])
+    }
+}
+
+/// A tuple without its protocol, as an entry holds it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub(crate) struct Ends<A> {
+    src: A,
+    dst: A,
+    sport: u16,
+    dport: u16,
+}
+
+impl<A: Addr> Ends<A> {
+    pub(crate) fn of(tuple: &Tuple) -> Option<Self> {
+        Some(Self { src: A::of(tuple.src)?, dst: A::of(tuple.dst)?, sport: tuple.sport, dport: tuple.dport })
+    }
+
+    pub(crate) fn tuple(&self, proto: u8) -> Tuple {
+        let Self { src, dst, sport, dport } = *self;
+        Tuple { src: src.ip(), dst: dst.ip(), proto, sport, dport }
+    }
+
+    /// The hash of the sorted endpoints: the same for both directions. An ICMP query's endpoints both have its id.
+    pub(crate) fn hash(&self, key: &HashKey, icmp: bool, proto: u8) -> u64 {
+        let first = (self.src, self.sport);
+        let second = (self.dst, if icmp { self.sport } else { self.dport });
+        if first <= second { A::hash(key, first, second, proto) } else { A::hash(key, second, first, proto) }
+    }
+}
+
+/// The hash a tuple is filed under.
+pub(crate) fn hash_tuple(key: &HashKey, tuple: &Tuple) -> u64 {
+    let (icmp, proto) = (tuple.is_icmp(), tuple.proto);
+    if let Some(ends) = Ends::<[u8; 4]>::of(tuple) {
+        ends.hash(key, icmp, proto)
+    } else if let Some(ends) = Ends::<[u8; 16]>::of(tuple) {
+        ends.hash(key, icmp, proto)
+    } else {
+        0 // a tuple of mixed families is refused before it gets here
+    }
+}

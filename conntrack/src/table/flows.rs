@@ -1,0 +1,352 @@
+//! The flows of a table, without the index that finds them: what a save holds and a restore validates.
+
+use core::time::Duration;
+
+use hibernet_snapshot::{Entropy, Instant, Invalid, Schema, Snapshot};
+use serde::{Deserialize, Serialize};
+
+use super::addr::Ends;
+use super::clock::{Clock, TICK_NANOS};
+use super::entry::{Core, Entry};
+use super::links::SLOT_LIMIT;
+use super::shelf::Shelf;
+use crate::pack;
+use crate::record::FlowRecord;
+use crate::tuple::{Direction, Tuple};
+
+/// A place in the table: slot and family. Meaningless once the flow is gone; [`Handle`] tells.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Slot(pub(crate) u32);
+
+impl Slot {
+    const V6: u32 = 1 << 31;
+
+    const fn v4(slot: u32) -> Self {
+        Self(slot)
+    }
+
+    const fn v6(slot: u32) -> Self {
+        Self(slot | Self::V6)
+    }
+
+    const fn is_v6(self) -> bool {
+        self.0 & Self::V6 != 0
+    }
+
+    const fn number(self) -> u32 {
+        self.0 & !Self::V6
+    }
+}
+
+/// Names a flow for as long as it is in the table; finds nothing afterwards, even if its slot is used again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Handle {
+    pub(crate) slot: Slot,
+    serial: u64,
+}
+
+/// Slabs, clock and serial numbers.
+#[derive(Debug)]
+pub(crate) struct Flows {
+    v4: Shelf<[u8; 4]>,
+    v6: Shelf<[u8; 16]>,
+    clock: Clock,
+    /// The latest time the table was told: what a save counts remaining times from.
+    now: Instant,
+    capacity: u32,
+    len: u32,
+    next_serial: u64,
+}
+
+impl Flows {
+    pub(crate) fn new(capacity: u32, now: Instant) -> Self {
+        Self::with_phase(capacity, now, 0)
+    }
+
+    fn with_phase(capacity: u32, now: Instant, phase: u64) -> Self {
+        let clock = Clock::new(now, phase);
+        Self {
+            v4: Shelf::new(capacity, clock, now),
+            v6: Shelf::new(capacity, clock, now),
+            clock,
+            now,
+            capacity,
+            len: 0,
+            next_serial: 1,
+        }
+    }
+
+    pub(crate) const fn len(&self) -> u32 {
+        self.len
+    }
+
+    pub(crate) const fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    pub(crate) const fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Tells the table what time it is. Time does not run backwards.
+    pub(crate) fn advance(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+    }
+
+    pub(crate) fn core(&self, slot: Slot) -> Option<&Core> {
+        if slot.is_v6() {
+            self.v6.entry(slot.number()).map(|entry| &entry.core)
+        } else {
+            self.v4.entry(slot.number()).map(|entry| &entry.core)
+        }
+    }
+
+    pub(crate) fn core_mut(&mut self, slot: Slot) -> Option<&mut Core> {
+        if slot.is_v6() { self.v6.core_mut(slot.number()) } else { self.v4.core_mut(slot.number()) }
+    }
+
+    pub(crate) fn handle(&self, slot: Slot) -> Option<Handle> {
+        Some(Handle { slot, serial: self.core(slot)?.serial() })
+    }
+
+    /// The slot, if the flow is still there.
+    pub(crate) fn slot(&self, handle: Handle) -> Option<Slot> {
+        (self.core(handle.slot)?.serial() == handle.serial).then_some(handle.slot)
+    }
+
+    pub(crate) fn tuple(&self, slot: Slot, direction: Direction) -> Option<Tuple> {
+        fn of<A: super::addr::Addr>(entry: &Entry<A>, direction: Direction) -> Tuple {
+            match direction {
+                Direction::Original => entry.orig.tuple(entry.core.proto),
+                Direction::Reply => entry.reply.tuple(entry.core.proto),
+            }
+        }
+        Some(if slot.is_v6() {
+            of(self.v6.entry(slot.number())?, direction)
+        } else {
+            of(self.v4.entry(slot.number())?, direction)
+        })
+    }
+
+    /// Which direction of the slot's flow carries `tuple`, if one does.
+    pub(crate) fn direction_of(&self, slot: Slot, tuple: &Tuple) -> Option<Direction> {
+        fn of<A: super::addr::Addr>(entry: &Entry<A>, tuple: &Tuple) -> Option<Direction> {
+            let ends = Ends::of(tuple)?;
+            match entry {
+                entry if entry.core.proto != tuple.proto => None,
+                entry if entry.orig == ends => Some(Direction::Original),
+                entry if entry.reply == ends => Some(Direction::Reply),
+                _ => None,
+            }
+        }
+        if slot.is_v6() { of(self.v6.entry(slot.number())?, tuple) } else { of(self.v4.entry(slot.number())?, tuple) }
+    }
+
+    pub(crate) fn record(&self, slot: Slot) -> Option<FlowRecord> {
+        let core = self.core(slot)?;
+        Some(FlowRecord {
+            orig: self.tuple(slot, Direction::Original)?,
+            reply: self.tuple(slot, Direction::Reply)?,
+            zone: core.zone(),
+            status: core.status(),
+            remaining: self.clock.remaining(core.deadline, self.now),
+            protocol: core.protocol(self.clock, self.now),
+            mark: core.mark,
+            counters: core.counters(),
+        })
+    }
+
+    /// Stores a flow as the newest. `None` if there is no room, or its tuples mix families.
+    pub(crate) fn store(&mut self, flow: &FlowRecord) -> Option<Slot> {
+        if self.len >= self.capacity || !flow.orig.is_one_family() {
+            return None;
+        }
+        let (serial, clock, now) = (self.next_serial, self.clock, self.now);
+        let slot = if flow.orig.is_v6() {
+            Slot::v6(self.v6.store(flow, serial, clock, now)?)
+        } else {
+            Slot::v4(self.v4.store(flow, serial, clock, now)?)
+        };
+        self.next_serial = serial.wrapping_add(1);
+        self.len = self.len.saturating_add(1);
+        Some(slot)
+    }
+
+    pub(crate) fn vacate(&mut self, slot: Slot) {
+        if self.core(slot).is_none() {
+            return;
+        }
+        if slot.is_v6() { self.v6.vacate(slot.number()) } else { self.v4.vacate(slot.number()) }
+        self.len = self.len.saturating_sub(1);
+    }
+
+    /// Sets when the flow is forgotten.
+    pub(crate) fn set_timeout(&mut self, slot: Slot, seconds: u32) {
+        let (clock, now) = (self.clock, self.now);
+        let deadline = clock.after(now, Duration::from_secs(u64::from(seconds)));
+        let Some(core) = self.core_mut(slot) else { return };
+        let nearer = deadline.ahead_of(core.deadline) < 0;
+        core.deadline = deadline;
+        if nearer && slot.is_v6() {
+            self.v6.rearm(slot.number(), clock, now);
+        } else if nearer {
+            self.v4.rearm(slot.number(), clock, now);
+        }
+    }
+
+    pub(crate) fn is_expired(&self, slot: Slot) -> bool {
+        self.core(slot).is_some_and(|core| core.deadline.reached(self.clock.tick(self.now)))
+    }
+
+    /// Early drop spares the flow from now on.
+    pub(crate) fn assure(&mut self, slot: Slot) {
+        if slot.is_v6() { self.v6.assure(slot.number()) } else { self.v4.assure(slot.number()) }
+    }
+
+    /// The unassured flow of either family that is oldest.
+    pub(crate) fn oldest_unassured(&self) -> Option<Slot> {
+        let candidates = [self.v4.oldest_unassured().map(Slot::v4), self.v6.oldest_unassured().map(Slot::v6)];
+        candidates.into_iter().flatten().min_by_key(|slot| self.core(*slot).map(Core::serial))
+    }
+
+    /// Slots whose time has come, at most `budget` flows looked at, by deadline and then age.
+    pub(crate) fn expired(&mut self, budget: usize) -> Vec<Slot> {
+        let (clock, now) = (self.clock, self.now);
+        let (mut budget, mut slots) = (budget, Vec::new());
+        self.v4.fire(clock, now, &mut budget, |slot| slots.push(Slot::v4(slot)));
+        self.v6.fire(clock, now, &mut budget, |slot| slots.push(Slot::v6(slot)));
+        let tick = clock.tick(now);
+        slots.sort_unstable_by_key(|slot| self.core(*slot).map(|core| (core.deadline.ahead_of(tick), core.serial())));
+        slots
+    }
+
+    /// When [`Flows::expired`] has something to do.
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
+        let tick = [self.v4.next_tick(), self.v6.next_tick()].into_iter().flatten().min()?;
+        let ahead = tick.saturating_sub(self.clock.ticks(self.now));
+        let at = self.clock.tick(self.now).plus(u32::try_from(ahead).unwrap_or(u32::MAX));
+        Some(self.clock.instant(at, self.now))
+    }
+
+    /// All slots in creation order.
+    pub(crate) fn in_creation_order(&self) -> Vec<Slot> {
+        let v4 = self.v4.occupied().map(|(slot, entry)| (entry.core.serial(), Slot::v4(slot)));
+        let v6 = self.v6.occupied().map(|(slot, entry)| (entry.core.serial(), Slot::v6(slot)));
+        let mut slots: Vec<_> = v4.chain(v6).collect();
+        slots.sort_unstable_by_key(|(serial, _)| *serial);
+        slots.into_iter().map(|(_, slot)| slot).collect()
+    }
+
+    /// Nanoseconds into the current slot of the timer wheel: keeps a restored table's timers in step.
+    fn phase(&self) -> u64 {
+        self.clock.nanos(self.now) % (TICK_NANOS * 16)
+    }
+}
+
+/// Flows as an image holds them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowsSaved {
+    capacity: u32,
+    phase: u32,
+    count: u32,
+    #[serde(with = "packed")]
+    records: Vec<u8>,
+}
+
+impl FlowsSaved {
+    /// How many flows are in it.
+    pub const fn count(&self) -> u32 {
+        self.count
+    }
+}
+
+impl Snapshot for Flows {
+    type Saved = FlowsSaved;
+    type Supplied = Instant;
+    const SCHEMA: Schema = Schema::Leaf { name: "Flows(capacity u32, phase u32, count u32, records packed as layout 1)" };
+
+    /// Entries whose time has come but which nothing has collected yet are not written.
+    fn save(&self) -> FlowsSaved {
+        let Self { v4: _, v6: _, clock: _, now, capacity, len, next_serial: _ } = self;
+        let mut records = Vec::with_capacity(*len as usize * 112);
+        let mut count = 0_u32;
+        // Ticks are the unit of deadlines: counting from the tick that has begun keeps what remains exact.
+        let begun = Instant::from_nanos(now.as_nanos().saturating_sub(self.clock.nanos(*now) % TICK_NANOS));
+        for slot in self.in_creation_order() {
+            if !self.is_expired(slot)
+                && let Some(flow) = self.record(slot)
+            {
+                pack::write(&mut records, &flow, begun);
+                count = count.saturating_add(1);
+            }
+        }
+        FlowsSaved { capacity: *capacity, phase: self.phase() as u32, count, records }
+    }
+
+    fn restore(saved: FlowsSaved, now: Instant, _: &mut Entropy) -> Result<Self, Invalid> {
+        let FlowsSaved { capacity, phase, count, records } = saved;
+        check_capacity(capacity).map_err(|expected| Invalid::new("capacity", capacity.to_string(), expected))?;
+        if u64::from(phase) >= TICK_NANOS * 16 {
+            return Err(Invalid::new("phase", phase.to_string(), format!("below {}", TICK_NANOS * 16)));
+        }
+        if count > capacity {
+            return Err(Invalid::new("count", count.to_string(), format!("at most the capacity, {capacity}")));
+        }
+        if usize::try_from(count).unwrap_or(usize::MAX) > records.len() / pack::SHORTEST {
+            return Err(Invalid::new("count", count.to_string(), "as many records as there are bytes for"));
+        }
+        let mut flows = Self::with_phase(capacity, now, u64::from(phase));
+        let since_tick = Duration::from_nanos(u64::from(phase) % TICK_NANOS);
+        let begun = Instant::from_nanos(now.as_nanos().saturating_sub(u64::from(phase) % TICK_NANOS));
+        let mut input = pack::Reader::new(&records);
+        for number in 0..count {
+            let at = |invalid: Invalid| invalid.at(number as usize).within("flows");
+            let mut flow = pack::read(&mut input, begun).map_err(at)?;
+            flow.remaining = flow.remaining.saturating_sub(since_tick);
+            if flows.store(&flow).is_none() {
+                return Err(at(Invalid::new("", "a flow without a place", "no more flows than the capacity")));
+            }
+        }
+        match input.left() {
+            0 => Ok(flows),
+            left => Err(Invalid::new("flows", format!("{left} bytes behind the last record"), "none")),
+        }
+    }
+}
+
+/// What a table may be sized for.
+pub(crate) fn check_capacity(capacity: u32) -> Result<(), String> {
+    if capacity == 0 || capacity > SLOT_LIMIT { Err(format!("1 to {SLOT_LIMIT}")) } else { Ok(()) }
+}
+
+/// Bytes as one run, not as a list of numbers.
+mod packed {
+    use core::fmt;
+
+    use serde::de::{Error, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        struct Run;
+        impl Visitor<'_> for Run {
+            type Value = Vec<u8>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a run of bytes")
+            }
+
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+
+            fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
+                Ok(bytes)
+            }
+        }
+        deserializer.deserialize_byte_buf(Run)
+    }
+}

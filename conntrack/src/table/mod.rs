@@ -1,0 +1,215 @@
+//! The flow table: slabs of entries, and an index filed under a secret key.
+//!
+//! Keys choose places in the index and nothing else. Slots, serial numbers, timers and the order of a save depend on
+//! what happened, so that an image tells nothing of a key (the tests `placement_keys_*` hold it, byte for byte).
+
+mod addr;
+pub(crate) mod clock;
+mod entry;
+mod flows;
+mod hash;
+mod index;
+mod links;
+mod shelf;
+#[cfg(test)]
+mod tests;
+mod wheel;
+
+use hibernet_snapshot::{Entropy, Instant, Invalid, Redraw, Snapshot};
+
+pub use self::flows::{FlowsSaved, Handle};
+
+pub(crate) use self::addr::hash_tuple;
+pub(crate) use self::flows::{Flows, Slot, check_capacity};
+pub(crate) use self::hash::{HashKey, siphash};
+use self::index::{Index, Overrun};
+use crate::record::FlowRecord;
+use crate::tuple::{Direction, Tuple, Zone};
+
+/// Every flow, and where to find it.
+///
+/// The hash key is `redrawn` and the index `rebuilt` from it: a key without its rehash, under which every saved flow is
+/// unreachable, cannot be had.
+#[derive(Debug, Snapshot)]
+pub(crate) struct Table {
+    #[snapshot(saved, nested)]
+    flows: Flows,
+    #[snapshot(redrawn)]
+    key: HashKey,
+    /// Where the next key comes from, should the index overrun.
+    #[snapshot(redrawn)]
+    keys: Entropy,
+    #[snapshot(rebuilt = file_every_tuple)]
+    index: Index,
+}
+
+/// Why a flow did not enter the table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum NotInserted {
+    /// One of its tuples is taken.
+    Taken,
+    /// The table holds as many flows as it was sized for.
+    Full,
+}
+
+/// Validated flows that cannot be looked up yet.
+#[derive(Debug)]
+pub(crate) struct Unfiled(Flows);
+
+impl Unfiled {
+    /// Checks every saved flow by itself. What two flows have in common shows when they are filed.
+    pub(crate) fn check(saved: TableSaved, now: Instant, entropy: &mut Entropy) -> Result<Self, Invalid> {
+        let TableSaved { flows } = saved;
+        Ok(Self(Flows::restore(flows, now, entropy)?))
+    }
+
+    pub(crate) const fn flows(&self) -> &Flows {
+        &self.0
+    }
+
+    /// Takes a flow out that shall not go on.
+    pub(crate) fn drop_flow(&mut self, slot: Slot) {
+        self.0.vacate(slot);
+    }
+
+    /// Draws the key and files every tuple under it, in one step.
+    pub(crate) fn rehash(self, entropy: &mut Entropy) -> Result<Table, Invalid> {
+        let (flows, key, keys) = (self.0, HashKey::redraw(entropy), Entropy::redraw(entropy));
+        let index = file_every_tuple(&TableParts { flows: &flows, key: &key, keys: &keys })?;
+        Ok(Table { flows, key, keys, index })
+    }
+}
+
+impl Table {
+    pub(crate) fn new(capacity: u32, entropy: &mut Entropy, now: Instant) -> Self {
+        let (key, keys) = (HashKey::redraw(entropy), Entropy::redraw(entropy));
+        Self { flows: Flows::new(capacity, now), key, keys, index: Index::for_flows(capacity) }
+    }
+
+    pub(crate) const fn flows(&self) -> &Flows {
+        &self.flows
+    }
+
+    pub(crate) const fn flows_mut(&mut self) -> &mut Flows {
+        &mut self.flows
+    }
+
+    /// The flow that a packet with `tuple` in `zone` belongs to, expired or not.
+    pub(crate) fn find(&self, tuple: &Tuple, zone: Zone) -> Option<(Slot, Direction)> {
+        self.find_hashed(hash_tuple(&self.key, tuple), tuple, zone)
+    }
+
+    /// Whether any flow has `tuple` as one of its directions.
+    pub(crate) fn is_taken(&self, tuple: &Tuple, zone: Zone) -> bool {
+        self.find(tuple, zone).is_some()
+    }
+
+    /// Stores a flow and files both its tuples.
+    pub(crate) fn insert(&mut self, flow: &FlowRecord) -> Result<Slot, NotInserted> {
+        if self.is_taken(&flow.orig, flow.zone) || self.is_taken(&flow.reply, flow.zone) {
+            return Err(NotInserted::Taken);
+        }
+        let slot = self.flows.store(flow).ok_or(NotInserted::Full)?;
+        if file(&mut self.index, &self.key, &self.flows, slot).is_err() {
+            self.reseed();
+        }
+        Ok(slot)
+    }
+
+    /// Forgets a flow.
+    pub(crate) fn remove(&mut self, slot: Slot) {
+        for hash in hashes(&self.key, &self.flows, slot).into_iter().flatten() {
+            self.index.remove(hash, slot.0);
+        }
+        self.flows.vacate(slot);
+    }
+
+    /// Draws another key and files everything anew. Needed when a tuple found no place within the index's bound, which
+    /// under a secret key is chance; several times in a row it is not, and the bound gives way.
+    pub(crate) fn reseed(&mut self) {
+        for attempt in 1_u32.. {
+            self.key = HashKey::redraw(&mut self.keys);
+            self.index.clear();
+            let slots = self.flows.in_creation_order();
+            if slots.into_iter().try_for_each(|slot| file(&mut self.index, &self.key, &self.flows, slot)).is_ok() {
+                return;
+            }
+            if attempt.is_multiple_of(4) {
+                self.index.widen();
+            }
+        }
+    }
+
+    /// Calls `each` with the hash of every tuple, for the canary scan.
+    pub(crate) fn each_hash(&self, mut each: impl FnMut(u64)) {
+        for slot in self.flows.in_creation_order() {
+            hashes(&self.key, &self.flows, slot).into_iter().flatten().for_each(&mut each);
+        }
+    }
+
+    /// The key, for the canary scan and its fingerprint alone.
+    pub(crate) const fn key(&self) -> &HashKey {
+        &self.key
+    }
+
+    fn find_hashed(&self, hash: u64, tuple: &Tuple, zone: Zone) -> Option<(Slot, Direction)> {
+        find_in(&self.index, &self.flows, hash, tuple, zone)
+    }
+}
+
+/// Rebuilds the index from the flows and the fresh key. A tuple that two flows claim is refused.
+fn file_every_tuple(parts: &TableParts<'_>) -> Result<Index, Invalid> {
+    let TableParts { flows, key, keys: _ } = *parts;
+    let mut index = Index::for_flows(flows.capacity());
+    for (number, slot) in flows.in_creation_order().into_iter().enumerate() {
+        for direction in [Direction::Original, Direction::Reply] {
+            let zone = flows.core(slot).map(|core| core.zone()).unwrap_or_default();
+            if let Some(tuple) = flows.tuple(slot, direction)
+                && find_in(&index, flows, hash_tuple(key, &tuple), &tuple, zone).is_some()
+            {
+                let found = format!("{tuple:?}, which an earlier flow has too");
+                return Err(Invalid::new("", found, "each tuple once").at(number).within("flows"));
+            }
+        }
+        while file(&mut index, key, flows, slot).is_err() {
+            index.widen();
+        }
+    }
+    Ok(index)
+}
+
+fn find_in(index: &Index, flows: &Flows, hash: u64, tuple: &Tuple, zone: Zone) -> Option<(Slot, Direction)> {
+    let mut direction = None;
+    let slot = index.find(hash, |slot| {
+        let slot = Slot(slot);
+        direction = flows.direction_of(slot, tuple).filter(|direction| {
+            flows.core(slot).is_some_and(|core| core.zone().of(*direction) == zone.of(*direction))
+        });
+        direction.is_some()
+    })?;
+    Some((Slot(slot), direction?))
+}
+
+/// Files a flow under its hashes: one where both directions share it, two where they differ.
+fn file(index: &mut Index, key: &HashKey, flows: &Flows, slot: Slot) -> Result<(), Overrun> {
+    let [first, second] = hashes(key, flows, slot);
+    if let Some(hash) = first {
+        index.insert(hash, slot.0)?;
+    }
+    if let Some(hash) = second
+        && let Err(overrun) = index.insert(hash, slot.0)
+    {
+        if let Some(hash) = first {
+            index.remove(hash, slot.0);
+        }
+        return Err(overrun);
+    }
+    Ok(())
+}
+
+/// The one or two hashes a flow is filed under.
+fn hashes(key: &HashKey, flows: &Flows, slot: Slot) -> [Option<u64>; 2] {
+    let of = |direction| flows.tuple(slot, direction).map(|tuple| hash_tuple(key, &tuple));
+    let (orig, reply) = (of(Direction::Original), of(Direction::Reply));
+    [orig, reply.filter(|_| reply != orig)]
+}

@@ -1,0 +1,151 @@
+//! The flows of one address family: a slab, its timer wheel, its list of unassured flows.
+
+use hibernet_snapshot::Instant;
+
+use super::addr::{Addr, Ends};
+use super::clock::Clock;
+use super::entry::{Core, Entry};
+use super::links::{Chain, Links, Queue};
+use super::wheel::Wheel;
+use crate::record::FlowRecord;
+use crate::status::Status;
+
+/// Slots of one family. Which slot a flow gets depends on the order of events alone, never on a key.
+#[derive(Debug)]
+pub(crate) struct Shelf<A> {
+    entries: Vec<Entry<A>>,
+    /// Vacated slots, the last one first.
+    free: Vec<u32>,
+    limit: u32,
+    wheel: Wheel,
+    unassured: Queue,
+}
+
+struct ByTimer<'a, A>(&'a mut [Entry<A>]);
+struct ByAge<'a, A>(&'a mut [Entry<A>]);
+
+impl<A> Chain for ByTimer<'_, A> {
+    fn links(&mut self, slot: u32) -> Option<&mut Links> {
+        self.0.get_mut(slot as usize).map(|entry| &mut entry.core.timer)
+    }
+}
+
+impl<A> Chain for ByAge<'_, A> {
+    fn links(&mut self, slot: u32) -> Option<&mut Links> {
+        self.0.get_mut(slot as usize).map(|entry| &mut entry.core.unassured)
+    }
+}
+
+impl<A: Addr> Shelf<A> {
+    /// Room for `limit` flows. Memory is reserved at once and touched as it is used.
+    pub(crate) fn new(limit: u32, clock: Clock, now: Instant) -> Self {
+        Self {
+            entries: Vec::with_capacity(limit as usize),
+            free: Vec::new(),
+            limit,
+            wheel: Wheel::new(clock.ticks(now)),
+            unassured: Queue::new(),
+        }
+    }
+
+    pub(crate) fn entry(&self, slot: u32) -> Option<&Entry<A>> {
+        self.entries.get(slot as usize).filter(|entry| entry.core.serial() != 0)
+    }
+
+    pub(crate) fn core_mut(&mut self, slot: u32) -> Option<&mut Core> {
+        let entry = self.entries.get_mut(slot as usize)?;
+        (entry.core.serial() != 0).then_some(&mut entry.core)
+    }
+
+    /// Occupied slots, ascending.
+    pub(crate) fn occupied(&self) -> impl Iterator<Item = (u32, &Entry<A>)> {
+        self.entries.iter().enumerate().filter(|(_, e)| e.core.serial() != 0).map(|(slot, e)| (slot as u32, e))
+    }
+
+    /// Stores a flow. `None` if it is of the other family or there is no room.
+    pub(crate) fn store(&mut self, flow: &FlowRecord, serial: u64, clock: Clock, now: Instant) -> Option<u32> {
+        let mut core = Core::new(flow.orig.proto, flow.mark);
+        core.set_serial(serial);
+        core.set_status(flow.status);
+        core.set_zone(flow.zone);
+        core.set_counters(flow.counters);
+        core.set_protocol(&flow.protocol, clock);
+        core.deadline = clock.after(now, flow.remaining);
+        let assured = flow.status.contains(Status::ASSURED);
+        let entry = Entry { orig: Ends::of(&flow.orig)?, reply: Ends::of(&flow.reply)?, core };
+        let slot = self.place(entry)?;
+        self.arm(slot, clock, now);
+        if !assured {
+            self.unassured.push(&mut ByAge(&mut self.entries), slot);
+        }
+        Some(slot)
+    }
+
+    /// Vacates a slot.
+    pub(crate) fn vacate(&mut self, slot: u32) {
+        self.wheel.disarm(&mut ByTimer(&mut self.entries), slot);
+        self.unassured.remove(&mut ByAge(&mut self.entries), slot);
+        if let Some(core) = self.core_mut(slot) {
+            core.set_serial(0);
+            self.free.push(slot);
+        }
+    }
+
+    /// Early drop spares the flow from now on.
+    pub(crate) fn assure(&mut self, slot: u32) {
+        self.unassured.remove(&mut ByAge(&mut self.entries), slot);
+    }
+
+    /// The unassured flow that has been in the table for longest.
+    pub(crate) fn oldest_unassured(&self) -> Option<u32> {
+        self.unassured.oldest()
+    }
+
+    /// Tells the wheel of a deadline that is nearer than the last.
+    pub(crate) fn rearm(&mut self, slot: u32, clock: Clock, now: Instant) {
+        self.wheel.disarm(&mut ByTimer(&mut self.entries), slot);
+        self.arm(slot, clock, now);
+    }
+
+    /// Fires the wheel: hands out slots whose deadline has come, at most `budget` flows looked at.
+    pub(crate) fn fire(&mut self, clock: Clock, now: Instant, budget: &mut usize, mut expired: impl FnMut(u32)) {
+        let tick = clock.tick(now);
+        while let Some(due) = self.wheel.due(clock.ticks(now)) {
+            loop {
+                if *budget == 0 {
+                    return;
+                }
+                let Some(slot) = self.wheel.take(&mut ByTimer(&mut self.entries), due) else { break };
+                *budget -= 1;
+                match self.entry(slot) {
+                    Some(entry) if entry.core.deadline.reached(tick) => expired(slot),
+                    Some(_) => self.arm(slot, clock, now),
+                    None => {}
+                }
+            }
+        }
+    }
+
+    /// The tick, unwrapped, at which [`Shelf::fire`] has something to do.
+    pub(crate) fn next_tick(&self) -> Option<u64> {
+        self.wheel.next_tick()
+    }
+
+    fn place(&mut self, entry: Entry<A>) -> Option<u32> {
+        if let Some(slot) = self.free.pop() {
+            *self.entries.get_mut(slot as usize)? = entry;
+            return Some(slot);
+        }
+        let slot = u32::try_from(self.entries.len()).ok().filter(|slot| *slot < self.limit)?;
+        self.entries.push(entry);
+        Some(slot)
+    }
+
+    fn arm(&mut self, slot: u32, clock: Clock, now: Instant) {
+        if let Some(entry) = self.entry(slot) {
+            let ahead = entry.core.deadline.ahead_of(clock.tick(now));
+            let deadline = clock.ticks(now).saturating_add_signed(i64::from(ahead));
+            self.wheel.arm(&mut ByTimer(&mut self.entries), slot, deadline);
+        }
+    }
+}
