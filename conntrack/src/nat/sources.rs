@@ -1,0 +1,71 @@
+//! Which mappings an inside socket has: several flows of one socket get one outside port (RFC 4787, REQ-1).
+
+use core::net::IpAddr;
+use std::collections::BTreeMap;
+
+use crate::table::{Flows, Slot};
+use crate::tuple::{Direction, Tuple};
+
+/// Flows that went through source NAT, by inside socket and age.
+#[derive(Debug, Default)]
+pub(crate) struct Sources(BTreeMap<(Socket, u64), Slot>);
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Socket {
+    zone: u16,
+    proto: u8,
+    address: IpAddr,
+    port: u16,
+}
+
+impl Socket {
+    const fn of(orig: &Tuple, zone: u16) -> Self {
+        Self { zone, proto: orig.proto, address: orig.src, port: orig.sport }
+    }
+}
+
+impl Sources {
+    /// Files all flows of a table, as after a restore.
+    pub(crate) fn of(flows: &Flows) -> Self {
+        let mut sources = Self::default();
+        for slot in flows.in_creation_order() {
+            sources.insert(flows, slot);
+        }
+        sources
+    }
+
+    /// Remembers a flow, if source NAT was decided for it.
+    pub(crate) fn insert(&mut self, flows: &Flows, slot: Slot) {
+        if let Some(key) = key(flows, slot) {
+            self.0.insert(key, slot);
+        }
+    }
+
+    /// Forgets a flow. Call it while the flow is still in its slot.
+    pub(crate) fn remove(&mut self, flows: &Flows, slot: Slot) {
+        if let Some(key) = key(flows, slot) {
+            self.0.remove(&key);
+        }
+    }
+
+    /// What the flows of `orig`'s socket look like outside, the newest first.
+    pub(crate) fn mappings(&self, flows: &Flows, orig: &Tuple, zone: u16) -> impl Iterator<Item = (IpAddr, u16)> {
+        let socket = Socket::of(orig, zone);
+        let same = self.0.range((socket, 0)..=(socket, u64::MAX)).rev().take(LOOKED_AT);
+        same.filter_map(|(_, slot)| {
+            let outside = flows.tuple(*slot, Direction::Reply)?.inverted()?;
+            Some((outside.src, outside.sport))
+        })
+    }
+}
+
+fn key(flows: &Flows, slot: Slot) -> Option<(Socket, u64)> {
+    use crate::status::Status;
+    let core = flows.core(slot)?;
+    let decided = core.status().contains(Status::SRC_NAT_DONE);
+    let orig = flows.tuple(slot, Direction::Original)?;
+    decided.then(|| (Socket::of(&orig, core.zone().of(Direction::Original)), core.serial()))
+}
+
+/// How many flows of one socket are looked at: bounds the work a client can cause with one source port.
+const LOOKED_AT: usize = 16;

@@ -1,0 +1,110 @@
+//! Numbers that others see on the wire, chosen under a secret of their own.
+//!
+//! What an observer can see must not lead to what it cannot: ports, identifiers and the like come from a keyed function,
+//! never from a counter or a general generator. For tests the choices can be recorded and played back, which makes an
+//! image a function of the wire alone (DESIGN test "W").
+
+use std::collections::VecDeque;
+
+use hibernet_snapshot::{Entropy, Redraw, Secret};
+
+use crate::table::siphash;
+
+/// A keyed source of one kind of wire-visible number.
+///
+/// The key is a secret, and so is the count of draws: with it an observer could tell how many flows others have opened.
+#[derive(Debug)]
+pub struct WireChoices {
+    key: Secret<[u8; 16]>,
+    draws: u64,
+    tape: Tape,
+}
+
+#[derive(Debug)]
+enum Tape {
+    Off,
+    Recording(Vec<u64>),
+    Playing(VecDeque<u64>),
+}
+
+impl WireChoices {
+    /// A number that depends on the key, on `subject`, and on how many were drawn before.
+    pub fn draw(&mut self, subject: [u64; 2]) -> u64 {
+        self.draws = self.draws.wrapping_add(1);
+        let [first, second] = subject;
+        let drawn = siphash::<2, 4, 4>(self.key.expose(), &[first, second, self.draws, LENGTH]);
+        match &mut self.tape {
+            Tape::Off => drawn,
+            Tape::Recording(tape) => {
+                tape.push(drawn);
+                drawn
+            }
+            Tape::Playing(tape) => tape.pop_front().unwrap_or(drawn),
+        }
+    }
+
+    /// A number that depends on the key and on `subject` alone.
+    pub fn fixed(&self, subject: [u64; 2]) -> u64 {
+        let [first, second] = subject;
+        siphash::<2, 4, 4>(self.key.expose(), &[first, second, 0, LENGTH])
+    }
+
+    /// From now on every draw is remembered.
+    pub fn record(&mut self) {
+        self.tape = Tape::Recording(Vec::new());
+    }
+
+    /// What has been drawn since [`WireChoices::record`].
+    pub fn recorded(&self) -> &[u64] {
+        match &self.tape {
+            Tape::Recording(tape) => tape,
+            Tape::Off | Tape::Playing(_) => &[],
+        }
+    }
+
+    /// Answers the next draws with `choices`, in order.
+    pub fn play(&mut self, choices: &[u64]) {
+        self.tape = Tape::Playing(choices.iter().copied().collect());
+    }
+
+    /// Adds the key to what a canary scan looks for.
+    pub fn watch(&self, name: &'static str, scan: &mut crate::canary::CanaryScan) {
+        scan.watch_key(name, self.key.expose());
+    }
+}
+
+impl Redraw for WireChoices {
+    fn redraw(entropy: &mut Entropy) -> Self {
+        Self { key: entropy.secret(), draws: 0, tape: Tape::Off }
+    }
+}
+
+/// Three words of message, in SipHash's last word.
+const LENGTH: u64 = 24 << 56;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_keys_choose_differently_and_one_key_never_twice_the_same() {
+        let choices = |seed| WireChoices::redraw(&mut Entropy::from_test_seed(seed));
+        let (mut a, mut b) = (choices(1), choices(2));
+        let first = a.draw([1, 2]);
+        assert_ne!(first, b.draw([1, 2]));
+        assert_ne!(first, a.draw([1, 2]));
+        assert_eq!(a.fixed([1, 2]), a.fixed([1, 2]));
+        assert_ne!(a.fixed([1, 2]), b.fixed([1, 2]));
+    }
+
+    #[test]
+    fn recorded_choices_play_back_under_another_key() {
+        let mut a = WireChoices::redraw(&mut Entropy::from_test_seed(1));
+        a.record();
+        let drawn = [a.draw([0, 0]), a.draw([0, 0])];
+        let mut b = WireChoices::redraw(&mut Entropy::from_test_seed(2));
+        b.play(a.recorded());
+        assert_eq!([b.draw([5, 5]), b.draw([6, 6])], drawn);
+        assert_ne!(b.draw([7, 7]), drawn[0]);
+    }
+}
