@@ -1,0 +1,343 @@
+//! The object: table, trackers and NAT together, as netfilter's hooks call them.
+
+mod bind;
+mod follow;
+mod restore;
+#[cfg(test)]
+mod tests;
+
+use hibernet_snapshot::{Entropy, Instant, Redraw, Snapshot};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub use self::restore::{NotRestored, Validated};
+use self::restore::{no_events, source_mappings};
+use crate::attachment::{Attached, Attachment};
+use crate::canary::CanaryScan;
+use crate::event::{ConntrackEvent, EventKind, EventQueue};
+use crate::nat::Sources;
+use crate::record::FlowRecord;
+use crate::status::{CtState, Status};
+use crate::sysctl::{SysctlError, Sysctls};
+use crate::table::{Handle, NotInserted, Slot, Table, check_capacity};
+use crate::tuple::{Direction, Tuple, Zone, proto};
+use crate::wire::WireChoices;
+
+/// What a [`Conntrack`] starts with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Limits, timeouts and switches.
+    pub sysctls: Sysctls,
+    /// Flows the table has room for: memory is reserved for them. `nf_conntrack_max` may set a lower limit, not a higher.
+    pub capacity: u32,
+    /// What happens to a new flow when the table is full.
+    pub early_drop: EarlyDrop,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let sysctls = Sysctls::default();
+        Self { capacity: sysctls.max, sysctls, early_drop: EarlyDrop::Lru }
+    }
+}
+
+/// Whom a full table lets go for a new flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, Snapshot)]
+#[non_exhaustive]
+pub enum EarlyDrop {
+    /// Nobody: the new flow's packet is dropped.
+    Off,
+    /// The oldest flow that is not ASSURED. Linux looks at eight hash buckets only, which with its default size finds nobody.
+    #[default]
+    Lru,
+}
+
+/// Why a packet is to be dropped.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The packet would open a flow, and the table is full.
+    #[error("the connection table is full")]
+    TableFull,
+    /// The flow's tuples were taken between `track` and `confirm`.
+    #[error("another flow has the same tuple")]
+    Clash,
+    /// NAT found no free port or identifier in the rule's range.
+    #[error("no free port is left for the translation")]
+    NatExhausted,
+    /// The packet cannot be translated: a header is cut, or the binding is of the other address family.
+    #[error("the packet cannot be translated")]
+    Untranslatable,
+}
+
+/// Why a configuration was refused.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("capacity: found {found}, expected {expected}")]
+pub struct ConfigError {
+    found: u32,
+    expected: String,
+}
+
+/// Totals over the table's life (`conntrack -S`). Saved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Snapshot)]
+pub struct Totals {
+    /// Packets that were INVALID.
+    #[snapshot(saved)]
+    pub invalid: u64,
+    /// Flows that entered the table.
+    #[snapshot(saved)]
+    pub insert: u64,
+    /// Flows that could not enter it.
+    #[snapshot(saved)]
+    pub insert_failed: u64,
+    /// Packets dropped since the table was full.
+    #[snapshot(saved)]
+    pub drop: u64,
+    /// Flows that went to make room.
+    #[snapshot(saved)]
+    pub early_drop: u64,
+}
+
+/// Where a packet comes from, as far as conntrack cares.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// From a link: at prerouting. Its checksums count.
+    Link,
+    /// From a local sender: at output.
+    Local,
+}
+
+/// Connection tracking and NAT.
+///
+/// Does no I/O, reads no clock: the caller passes the time, which must not run backwards. Its hash key, the key of its port
+/// choices and the generator behind them are `redrawn`, the index `rebuilt`: see [`Validated`] for the way back from a save.
+#[derive(Debug, Snapshot)]
+pub struct Conntrack {
+    #[snapshot(saved)]
+    sysctls: Sysctls,
+    #[snapshot(saved)]
+    early_drop: EarlyDrop,
+    #[snapshot(saved)]
+    totals: Totals,
+    #[snapshot(saved, nested)]
+    table: Table,
+    #[snapshot(redrawn)]
+    ports: WireChoices,
+    #[snapshot(rebuilt = source_mappings)]
+    sources: Sources,
+    #[snapshot(rebuilt = no_events)]
+    events: EventQueue,
+}
+
+impl Conntrack {
+    /// An empty table.
+    pub fn new(config: Config, entropy: &mut Entropy, now: Instant) -> Result<Self, ConfigError> {
+        let Config { sysctls, capacity, early_drop } = config;
+        check_capacity(capacity).map_err(|expected| ConfigError { found: capacity, expected })?;
+        Ok(Self {
+            sysctls,
+            early_drop,
+            totals: Totals::default(),
+            table: Table::new(capacity, entropy, now),
+            ports: WireChoices::redraw(entropy),
+            sources: Sources::default(),
+            events: EventQueue::default(),
+        })
+    }
+
+    /// The station `confirm`: a new flow enters the table. Everything else passes.
+    pub fn confirm(&mut self, attachment: &mut Attachment, now: Instant) -> Result<(), Refusal> {
+        let Attached::Unconfirmed(flow) = &mut attachment.0 else { return Ok(()) };
+        self.table.flows_mut().advance(now);
+        flow.status |= Status::CONFIRMED;
+        let handle = match self.table.insert(flow) {
+            Ok(slot) => {
+                self.totals.insert = self.totals.insert.saturating_add(1);
+                self.sources.insert(self.table.flows(), slot);
+                self.report(EventKind::New, slot);
+                self.table.flows().handle(slot)
+            }
+            Err(NotInserted::Full) => return Err(self.refuse_insert(Refusal::TableFull)),
+            Err(NotInserted::Taken) => Some(self.resolve_clash(flow)?),
+        };
+        let Some(handle) = handle else { return Err(Refusal::Clash) };
+        let direction = Direction::Original;
+        attachment.0 = Attached::Flow { handle, direction, state: CtState::New, ignored: None };
+        Ok(())
+    }
+
+    /// Number of flows in the table, expired ones that nothing has collected yet included.
+    pub const fn len(&self) -> u32 {
+        self.table.flows().len()
+    }
+
+    /// Whether the table is empty.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All flows in creation order, but for those whose time has come.
+    pub fn flows(&self) -> Vec<FlowRecord> {
+        let flows = self.table.flows();
+        let live = flows.in_creation_order().into_iter().filter(|slot| !flows.is_expired(*slot));
+        live.filter_map(|slot| flows.record(slot)).collect()
+    }
+
+    /// The flow a handle names, if it is still there.
+    pub fn flow(&self, handle: Handle) -> Option<FlowRecord> {
+        self.table.flows().record(self.table.flows().slot(handle)?)
+    }
+
+    /// Finds the flow that has `tuple` as one of its directions.
+    pub fn find(&self, tuple: &Tuple, zone: Zone) -> Option<(Handle, Direction)> {
+        let (slot, direction) = self.table.find(tuple, zone)?;
+        if self.table.flows().is_expired(slot) {
+            return None;
+        }
+        Some((self.table.flows().handle(slot)?, direction))
+    }
+
+    /// Collects flows whose time has come, looking at no more than `budget` flows.
+    pub fn expire(&mut self, now: Instant, budget: usize) {
+        self.table.flows_mut().advance(now);
+        for slot in self.table.flows_mut().expired(budget) {
+            self.destroy(slot);
+        }
+    }
+
+    /// When [`Conntrack::expire`] has something to do next.
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.table.flows().next_expiry()
+    }
+
+    /// Removes a flow (`conntrack -D`). False if it is gone already.
+    pub fn delete(&mut self, handle: Handle, now: Instant) -> bool {
+        self.table.flows_mut().advance(now);
+        let slot = self.table.flows().slot(handle);
+        slot.inspect(|slot| self.destroy(*slot)).is_some()
+    }
+
+    /// Removes all flows (`conntrack -F`).
+    pub fn flush(&mut self, now: Instant) {
+        self.remove_where(now, |_| true);
+    }
+
+    /// An address has left a link: flows that masquerade behind it cannot go on.
+    pub fn address_removed(&mut self, address: core::net::IpAddr, now: Instant) {
+        self.remove_where(now, |flow| flow.status.contains(Status::MASQUERADE) && flow.reply.dst == address);
+    }
+
+    /// The next event nobody has fetched.
+    pub fn next_event(&mut self) -> Option<ConntrackEvent> {
+        self.events.pop()
+    }
+
+    /// Events that were lost since nobody fetched them in time.
+    pub const fn events_lost(&self) -> u64 {
+        self.events.lost()
+    }
+
+    /// Limits, timeouts and switches.
+    pub const fn sysctls(&self) -> &Sysctls {
+        &self.sysctls
+    }
+
+    /// Sets a value by the kernel's name, `net.netfilter.` in front or not.
+    pub fn set_sysctl(&mut self, name: &str, value: &str) -> Result<(), SysctlError> {
+        self.sysctls.set(name, value)
+    }
+
+    /// Totals over the table's life.
+    pub const fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Flows the table has room for.
+    pub const fn capacity(&self) -> u32 {
+        self.table.flows().capacity()
+    }
+
+    /// Draws another hash key and files every flow anew. Happens by itself when the index overruns; nothing outside can tell.
+    pub fn reseed(&mut self) {
+        self.table.reseed();
+    }
+
+    /// The source of port choices, for tests that record and replay them.
+    pub const fn port_choices(&mut self) -> &mut WireChoices {
+        &mut self.ports
+    }
+
+    /// Adds all keys and every tuple's hash to what a canary scan looks for.
+    pub fn watch(&self, scan: &mut CanaryScan) {
+        scan.watch_key("table hash", self.table.key().expose());
+        self.ports.watch("NAT ports", scan);
+        self.table.each_hash(|hash| scan.watch_hash(hash));
+    }
+
+    /// Whether the table takes another flow, after making room if the policy has a way to.
+    fn make_room(&mut self) -> Result<(), Refusal> {
+        let limit = match self.sysctls.max {
+            0 => self.capacity(),
+            max => max.min(self.capacity()),
+        };
+        if self.len() < limit {
+            return Ok(());
+        }
+        let victim = match self.early_drop {
+            EarlyDrop::Off => None,
+            EarlyDrop::Lru => self.table.flows().oldest_unassured(),
+        };
+        let Some(victim) = victim else {
+            self.totals.drop = self.totals.drop.saturating_add(1);
+            return Err(Refusal::TableFull);
+        };
+        self.totals.early_drop = self.totals.early_drop.saturating_add(1);
+        self.destroy(victim);
+        Ok(())
+    }
+
+    /// The tuples of a new flow are taken. Two first packets of one datagram flow may have been under way at once: the
+    /// second then joins the flow of the first. Anything else is refused.
+    fn resolve_clash(&mut self, flow: &FlowRecord) -> Result<Handle, Refusal> {
+        let flows = self.table.flows();
+        let same = self.table.find(&flow.orig, flow.zone).map(|(slot, _)| slot).filter(|slot| {
+            !matches!(flow.orig.proto, proto::TCP | proto::SCTP)
+                && flows.tuple(*slot, Direction::Original) == Some(flow.orig)
+                && flows.tuple(*slot, Direction::Reply) == Some(flow.reply)
+        });
+        match same.and_then(|slot| flows.handle(slot)) {
+            Some(handle) => Ok(handle),
+            None if flow.status.intersects(Status::NAT_DONE) => Err(self.refuse_insert(Refusal::NatExhausted)),
+            None => Err(self.refuse_insert(Refusal::Clash)),
+        }
+    }
+
+    fn refuse_insert(&mut self, refusal: Refusal) -> Refusal {
+        self.totals.insert_failed = self.totals.insert_failed.saturating_add(1);
+        refusal
+    }
+
+    fn remove_where(&mut self, now: Instant, mut gone: impl FnMut(&FlowRecord) -> bool) {
+        self.table.flows_mut().advance(now);
+        for slot in self.table.flows().in_creation_order() {
+            if self.table.flows().record(slot).is_some_and(|flow| gone(&flow)) {
+                self.destroy(slot);
+            }
+        }
+    }
+
+    fn destroy(&mut self, slot: Slot) {
+        if let Some(mut flow) = self.table.flows().record(slot) {
+            flow.status |= Status::DYING;
+            self.events.push(EventKind::Destroy, flow);
+        }
+        self.sources.remove(self.table.flows(), slot);
+        self.table.remove(slot);
+    }
+
+    fn report(&mut self, kind: EventKind, slot: Slot) {
+        if let Some(flow) = self.table.flows().record(slot) {
+            self.events.push(kind, flow);
+        }
+    }
+}

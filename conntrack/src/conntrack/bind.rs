@@ -1,0 +1,143 @@
+//! NAT and marks: what the nat stations and rules ask of conntrack.
+
+use core::net::IpAddr;
+
+use hibernet_snapshot::Instant;
+
+use super::{Conntrack, Refusal};
+use crate::attachment::{Attached, Attachment, Binding};
+use crate::event::EventKind;
+use crate::headers::{Parsed, parse};
+use crate::nat::{Manip, NatRange, Search, rewrite, rewrite_quoted, translation, unique_tuple};
+use crate::status::{CtState, Status};
+use crate::tuple::{Direction, Tuple, Zone, proto};
+
+impl Conntrack {
+    /// Whether the packet opens a flow for which `manip` is not decided yet. Later packets never ask again: a rule that
+    /// comes later does not touch a flow.
+    pub const fn nat_pending(&self, attachment: &Attachment, manip: Manip) -> bool {
+        match &attachment.0 {
+            Attached::Unconfirmed(flow) => !flow.status.contains(done(manip)),
+            _ => false,
+        }
+    }
+
+    /// Decides the binding of a new flow as a rule says. If nothing in the range is free, `confirm` will drop the packet.
+    pub fn nat_bind(&mut self, attachment: &mut Attachment, manip: Manip, range: &NatRange) {
+        let Attached::Unconfirmed(flow) = &mut attachment.0 else { return };
+        if flow.status.contains(done(manip)) {
+            return;
+        }
+        flow.status |= done(manip);
+        let Some(current) = flow.reply.inverted() else { return };
+        let Self { table, sources, ports: choices, .. } = self;
+        let mut search = Search { table, sources, choices, zone: flow.zone };
+        let bound = unique_tuple(&mut search, &current, &flow.orig, range, manip);
+        if let Some(reply) = bound.inverted()
+            && bound != current
+        {
+            flow.reply = reply;
+            flow.status |= match manip {
+                Manip::Source => Status::SRC_NAT,
+                Manip::Destination => Status::DST_NAT,
+            };
+            flow.status.set(Status::MASQUERADE, range.masquerade || flow.status.contains(Status::MASQUERADE));
+        }
+    }
+
+    /// Decides that no rule translates a new flow. It may still lose its source port, to a flow that has its tuple.
+    pub fn nat_null_bind(&mut self, attachment: &mut Attachment, manip: Manip) {
+        let Attached::Unconfirmed(flow) = &attachment.0 else { return };
+        let Some(current) = flow.reply.inverted() else { return };
+        let address = match manip {
+            Manip::Source => current.src,
+            Manip::Destination => current.dst,
+        };
+        self.nat_bind(attachment, manip, &NatRange::address(address));
+    }
+
+    /// Translates a packet as its flow's binding says; `true` if anything changed. INVALID and UNTRACKED packets, and those
+    /// whose flow has left the table, pass as they are.
+    pub fn nat_translate(&self, attachment: &Attachment, manip: Manip, datagram: &mut [u8]) -> Result<bool, Refusal> {
+        let Some((binding, direction, state)) = self.binding(attachment) else { return Ok(false) };
+        let Some(target) = translation(&binding, direction, manip) else { return Ok(false) };
+        let Ok(parsed) = parse(datagram) else { return Err(Refusal::Untranslatable) };
+        let translated = if state == CtState::Related && is_icmp(&parsed) {
+            rewrite_quoted(datagram, &parsed, manip, &target)
+        } else {
+            rewrite(datagram, &parsed, manip, &target)
+        };
+        translated.map(|()| true).map_err(|_| Refusal::Untranslatable)
+    }
+
+    /// The flow's mark (`ct mark`).
+    pub fn mark(&self, attachment: &Attachment) -> u32 {
+        match &attachment.0 {
+            Attached::Unconfirmed(flow) => flow.mark,
+            Attached::Flow { handle, .. } => {
+                let flows = self.table.flows();
+                flows.slot(*handle).and_then(|slot| flows.core(slot)).map_or(0, |core| core.mark)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Sets the flow's mark (`ct mark set`).
+    pub fn set_mark(&mut self, attachment: &mut Attachment, mark: u32) {
+        match &mut attachment.0 {
+            Attached::Unconfirmed(flow) => flow.mark = mark,
+            Attached::Flow { handle, .. } => {
+                let Some(slot) = self.table.flows().slot(*handle) else { return };
+                let Some(core) = self.table.flows_mut().core_mut(slot) else { return };
+                if core.mark != mark {
+                    core.mark = mark;
+                    self.report(EventKind::Update, slot);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Where a flow was sent to before destination NAT: `SO_ORIGINAL_DST`, asked with the tuple as the local socket sees
+    /// its peer's packets.
+    pub fn original_destination(&self, incoming: &Tuple, zone: Zone) -> Option<(IpAddr, u16)> {
+        let (handle, direction) = self.find(&incoming.inverted()?, zone)?;
+        let flow = self.flow(handle)?;
+        (direction == Direction::Reply).then_some((flow.orig.dst, flow.orig.dport))
+    }
+
+    /// Tells the time without a packet: what [`Conntrack::flows`] and a save count remaining times from.
+    pub fn advance(&mut self, now: Instant) {
+        self.table.flows_mut().advance(now);
+    }
+
+    fn binding(&self, attachment: &Attachment) -> Option<(Binding, Direction, CtState)> {
+        match &attachment.0 {
+            Attached::Unconfirmed(flow) => Some((Binding::of(flow), Direction::Original, CtState::New)),
+            Attached::Flow { handle, direction, state, .. } => {
+                let flows = self.table.flows();
+                let slot = flows.slot(*handle)?;
+                let status = flows.core(slot)?.status();
+                if !status.intersects(Status::NAT) {
+                    return None;
+                }
+                let orig = flows.tuple(slot, Direction::Original)?;
+                let reply = flows.tuple(slot, Direction::Reply)?;
+                Some((Binding { orig, reply, status }, *direction, *state))
+            }
+            Attached::Detached { binding, direction, state } => Some((*binding, *direction, *state)),
+            Attached::Nothing | Attached::Untracked | Attached::Invalid(_) => None,
+        }
+    }
+}
+
+const fn done(manip: Manip) -> Status {
+    match manip {
+        Manip::Source => Status::SRC_NAT_DONE,
+        Manip::Destination => Status::DST_NAT_DONE,
+    }
+}
+
+const fn is_icmp(parsed: &Parsed) -> bool {
+    matches!(parsed.proto, proto::ICMP | proto::ICMPV6)
+}

@@ -1,0 +1,189 @@
+//! The station `track`: which flow a packet belongs to, and what it does to it.
+
+use core::time::Duration;
+
+use hibernet_snapshot::Instant;
+
+use super::{Conntrack, Origin, Refusal};
+use crate::attachment::{Attached, Attachment, Binding};
+use crate::event::EventKind;
+use crate::headers::{Parsed, tuple_of};
+use crate::invalid::{IgnoreReason, InvalidReason};
+use crate::record::{Counters, FlowRecord};
+use crate::status::{CtState, Status};
+use crate::table::Slot;
+use crate::tracker::icmp::{IcmpClass, InnerTuple};
+use crate::tracker::{self, Outcome, Packet};
+use crate::tuple::{Direction, Tuple, Zone, proto};
+
+impl Conntrack {
+    /// The station `track`: attaches a flow, new or known, or says why there is none. An error is a drop.
+    ///
+    /// `parsed` is what [`crate::parse`] made of `datagram`; `zone` what the raw chains have set. Call it once a packet, and
+    /// only for packets to which nothing is attached yet.
+    pub fn track(
+        &mut self,
+        datagram: &[u8],
+        parsed: &Parsed,
+        zone: Zone,
+        origin: Origin,
+        now: Instant,
+    ) -> Result<Attachment, Refusal> {
+        self.table.flows_mut().advance(now);
+        let verify_checksum = self.sysctls.checksum && origin == Origin::Link;
+        let packet = Packet { datagram, parsed, verify_checksum };
+        if matches!(parsed.proto, proto::ICMP | proto::ICMPV6) {
+            match tracker::icmp::classify(&packet) {
+                Ok(IcmpClass::Query) => {}
+                Ok(IcmpClass::Untracked) => return Ok(Attachment::untracked()),
+                Ok(IcmpClass::Error { inner }) => return Ok(self.relate(&inner, zone)),
+                Err(reason) => return Ok(self.invalid(reason)),
+            }
+        }
+        match tuple_of(parsed, datagram) {
+            Ok(tuple) => self.resolve(&packet, &tuple, zone, now),
+            Err(reason) => Ok(self.invalid(reason)),
+        }
+    }
+
+    fn resolve(&mut self, packet: &Packet<'_>, tuple: &Tuple, zone: Zone, now: Instant) -> Result<Attachment, Refusal> {
+        if let Some((slot, direction)) = self.table.find(tuple, zone) {
+            if self.table.flows().is_expired(slot) {
+                self.destroy(slot);
+            } else if let Some(attachment) = self.follow(packet, slot, direction, now) {
+                return Ok(attachment);
+            }
+        }
+        self.open(packet, tuple, zone, now)
+    }
+
+    /// A new flow, which its packet owns until `confirm`. The limit comes before the tracker: a full table drops even what
+    /// would be INVALID.
+    fn open(&mut self, packet: &Packet<'_>, tuple: &Tuple, zone: Zone, now: Instant) -> Result<Attachment, Refusal> {
+        let Some(reply) = tuple.inverted() else {
+            let reason = InvalidReason::IcmpNotOpening { proto: tuple.proto, kind: tuple.icmp_type() };
+            return Ok(self.invalid(reason));
+        };
+        self.make_room()?;
+        let opened = match tracker::open(packet, tuple, &self.sysctls, now) {
+            Ok(opened) => opened,
+            Err(reason) => return Ok(self.invalid(reason)),
+        };
+        let mut status = Status::empty();
+        status.set(Status::ZONE_ORIG_ONLY, zone.orig_only);
+        let mut counters = Counters::default();
+        if self.sysctls.acct {
+            counters.count(Direction::Original, packet.parsed.end);
+        }
+        Ok(Attachment(Attached::Unconfirmed(FlowRecord {
+            orig: *tuple,
+            reply,
+            zone,
+            status,
+            remaining: Duration::from_secs(u64::from(opened.timeout)),
+            protocol: opened.state,
+            mark: 0,
+            counters,
+        })))
+    }
+
+    /// Lets the tracker see the packet. `None`: the flow was over and is gone, the packet may open another.
+    fn follow(&mut self, packet: &Packet<'_>, slot: Slot, direction: Direction, now: Instant) -> Option<Attachment> {
+        let clock = self.table.flows().clock();
+        let core = self.table.flows().core(slot)?;
+        let before = core.status();
+        let mut protocol = core.protocol(clock, now);
+        let outcome = tracker::update(&mut protocol, packet, direction, before, &self.sysctls, now);
+        if let Some(core) = self.table.flows_mut().core_mut(slot) {
+            core.set_protocol(&protocol, clock);
+        }
+        let state = match direction {
+            Direction::Original if !before.contains(Status::SEEN_REPLY) => CtState::New,
+            Direction::Original | Direction::Reply => CtState::Established,
+        };
+        match outcome {
+            Outcome::Accept { timeout, assure, changed } => {
+                self.count(slot, direction, packet.parsed.end);
+                self.table.flows_mut().set_timeout(slot, timeout);
+                let news = self.note(slot, direction, assure);
+                if news || changed {
+                    self.report(EventKind::Update, slot);
+                }
+                Some(self.attach(slot, direction, state, None))
+            }
+            Outcome::Ignore(reason) => {
+                if self.note(slot, direction, false) {
+                    self.report(EventKind::Update, slot);
+                }
+                Some(self.attach(slot, direction, state, reason))
+            }
+            Outcome::Invalid(reason) => Some(self.invalid(reason)),
+            Outcome::InvalidEnding { why, least, most } => {
+                let left = self.table.flows().record(slot).map_or(Duration::ZERO, |flow| flow.remaining);
+                if left >= Duration::from_secs(u64::from(least)) {
+                    self.table.flows_mut().set_timeout(slot, most);
+                }
+                Some(self.invalid(why))
+            }
+            Outcome::Reopen => {
+                self.destroy(slot);
+                None
+            }
+            Outcome::Remove => {
+                self.count(slot, direction, packet.parsed.end);
+                let attachment = match self.table.flows().record(slot) {
+                    Some(flow) => Attached::Detached { binding: Binding::of(&flow), direction, state },
+                    None => Attached::Nothing,
+                };
+                self.destroy(slot);
+                Some(Attachment(attachment))
+            }
+        }
+    }
+
+    /// An ICMP error belongs to the flow of the packet it quotes, and goes the other way.
+    fn relate(&mut self, inner: &InnerTuple, zone: Zone) -> Attachment {
+        let flow = self.table.find(&inner.tuple, zone).filter(|(slot, _)| !self.table.flows().is_expired(*slot));
+        match flow {
+            Some((slot, quoted)) => self.attach(slot, quoted.opposite(), CtState::Related, None),
+            None => self.invalid(InvalidReason::IcmpUnrelated { proto: inner.tuple.proto }),
+        }
+    }
+
+    fn attach(&self, slot: Slot, direction: Direction, state: CtState, ignored: Option<IgnoreReason>) -> Attachment {
+        match self.table.flows().handle(slot) {
+            Some(handle) => Attachment(Attached::Flow { handle, direction, state, ignored }),
+            None => Attachment::default(),
+        }
+    }
+
+    fn invalid(&mut self, reason: InvalidReason) -> Attachment {
+        self.totals.invalid = self.totals.invalid.saturating_add(1);
+        Attachment(Attached::Invalid(reason))
+    }
+
+    fn count(&mut self, slot: Slot, direction: Direction, length: usize) {
+        if self.sysctls.acct
+            && let Some(core) = self.table.flows_mut().core_mut(slot)
+        {
+            let mut counters = core.counters();
+            counters.count(direction, length);
+            core.set_counters(counters);
+        }
+    }
+
+    /// Notes that a reply was seen, that the flow is assured. True if that is news.
+    fn note(&mut self, slot: Slot, direction: Direction, assure: bool) -> bool {
+        let flows = self.table.flows_mut();
+        let Some(core) = flows.core_mut(slot) else { return false };
+        let before = core.status();
+        let mut after = before;
+        after.set(Status::SEEN_REPLY, before.contains(Status::SEEN_REPLY) || direction == Direction::Reply);
+        after.set(Status::ASSURED, before.contains(Status::ASSURED) || assure);
+        core.set_status(after);
+        if after.contains(Status::ASSURED) && !before.contains(Status::ASSURED) {
+            flows.assure(slot);
+        }
+        after != before
+    }
+}

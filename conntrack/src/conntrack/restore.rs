@@ -1,0 +1,80 @@
+//! The way back from a save, in steps that cannot be skipped.
+
+use hibernet_snapshot::{Entropy, Instant, Invalid, Redraw, Snapshot};
+use thiserror::Error;
+
+use super::{Conntrack, ConntrackParts, ConntrackSaved, EarlyDrop, Totals};
+use crate::event::EventQueue;
+use crate::nat::Sources;
+use crate::record::FlowRecord;
+use crate::sysctl::Sysctls;
+use crate::table::Unfiled;
+use crate::wire::WireChoices;
+
+/// A saved value was refused. Nothing was changed.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("conntrack: {0}")]
+pub struct NotRestored(#[from] Invalid);
+
+/// Flows that passed every check but cannot be looked up yet: there is no key.
+///
+/// Only [`Validated::rehash`] leads on, and what it returns is filed under a key that was drawn for it.
+#[derive(Debug)]
+pub struct Validated {
+    sysctls: Sysctls,
+    early_drop: EarlyDrop,
+    totals: Totals,
+    table: Unfiled,
+}
+
+impl Validated {
+    /// Checks what an image held. `now` is what remaining times count from.
+    pub fn check(saved: ConntrackSaved, now: Instant, entropy: &mut Entropy) -> Result<Self, NotRestored> {
+        let ConntrackSaved { sysctls, early_drop, totals, table } = saved;
+        Ok(Self {
+            sysctls: Sysctls::restore(sysctls, (), entropy)?,
+            early_drop: EarlyDrop::restore(early_drop, (), entropy)?,
+            totals: Totals::restore(totals, (), entropy)?,
+            table: Unfiled::check(table, now, entropy)?,
+        })
+    }
+
+    /// The flows, in the order of their creation.
+    pub fn flows(&self) -> Vec<FlowRecord> {
+        let flows = self.table.flows();
+        flows.in_creation_order().into_iter().filter_map(|slot| flows.record(slot)).collect()
+    }
+
+    /// Forgets the flows for which `keep` is false: those that cannot go on.
+    pub fn retain(&mut self, mut keep: impl FnMut(&FlowRecord) -> bool) {
+        for slot in self.table.flows().in_creation_order() {
+            if self.table.flows().record(slot).is_some_and(|flow| !keep(&flow)) {
+                self.table.drop_flow(slot);
+            }
+        }
+    }
+
+    /// Draws fresh keys and files every tuple under them.
+    pub fn rehash(self, entropy: &mut Entropy) -> Result<Conntrack, NotRestored> {
+        let Self { sysctls, early_drop, totals, table } = self;
+        let table = table.rehash(entropy)?;
+        let ports = WireChoices::redraw(entropy);
+        let parts = ConntrackParts {
+            sysctls: &sysctls,
+            early_drop: &early_drop,
+            totals: &totals,
+            table: &table,
+            ports: &ports,
+        };
+        let (sources, events) = (source_mappings(&parts)?, no_events(&parts)?);
+        Ok(Conntrack { sysctls, early_drop, totals, table, ports, sources, events })
+    }
+}
+
+pub(super) fn source_mappings(parts: &ConntrackParts<'_>) -> Result<Sources, Invalid> {
+    Ok(Sources::of(parts.table.flows()))
+}
+
+pub(super) fn no_events(_: &ConntrackParts<'_>) -> Result<EventQueue, Invalid> {
+    Ok(EventQueue::default())
+}
