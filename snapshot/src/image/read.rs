@@ -1,0 +1,220 @@
+//! Reading an image. Every byte of the input may be hostile.
+
+#![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
+
+use super::error::{ImageError, Place};
+use super::{FORMAT_VERSION, Header, Limits, MAGIC, REQUIRED, SectionId, TRAILER_BYTES, TRAILER_MAGIC, WRITER_BYTES};
+use crate::GenerationId;
+
+/// An image whose frames and checksums are sound. What the sections hold is not looked at.
+#[derive(Clone, Debug)]
+pub struct Image<'a> {
+    header: Header,
+    format_version: u16,
+    min_reader: u16,
+    sections: Vec<Section<'a>>,
+}
+
+/// One section of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Section<'a> {
+    /// Its name.
+    pub id: SectionId,
+    /// The version of its layout.
+    pub version: u16,
+    /// Whether a reader that does not know it has to refuse the image.
+    pub required: bool,
+    /// What it holds.
+    pub body: &'a [u8],
+}
+
+impl<'a> Image<'a> {
+    /// Takes an image apart.
+    ///
+    /// # Errors
+    /// If a single byte of it is not as it was written, or it exceeds the limits.
+    pub fn parse(bytes: &'a [u8], limits: &Limits) -> Result<Self, ImageError> {
+        check_limit("bytes", bytes.len() as u64, limits.image_bytes as u64)?;
+        let mut cursor = Cursor { bytes, at: 0 };
+        let (mut image, section_count) = Self::parse_header(&mut cursor)?;
+        check_limit("sections", section_count.into(), limits.sections.into())?;
+        for _ in 0..section_count {
+            let section = parse_section(&mut cursor, limits)?;
+            if image.section(section.id).is_some() {
+                return Err(ImageError::DuplicateSection { section: section.id, writer: image.header.writer });
+            }
+            image.sections.push(section);
+        }
+        parse_trailer(&mut cursor)?;
+        Ok(image)
+    }
+
+    /// Who wrote it, and what it holds.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The format it is written in.
+    pub fn format_version(&self) -> u16 {
+        self.format_version
+    }
+
+    /// The oldest format version whose reader understands it.
+    pub fn min_reader(&self) -> u16 {
+        self.min_reader
+    }
+
+    /// The sections in the order they are written in.
+    pub fn sections(&self) -> core::slice::Iter<'_, Section<'a>> {
+        self.sections.iter()
+    }
+
+    /// The section with this name.
+    pub fn section(&self, id: SectionId) -> Option<&Section<'a>> {
+        self.sections.iter().find(|section| section.id == id)
+    }
+
+    /// Makes sure that nothing required goes unread. Optional sections that are not `known` are there to be skipped.
+    ///
+    /// # Errors
+    /// If a required section is not among `known`.
+    pub fn require_known(&self, known: &[SectionId]) -> Result<(), ImageError> {
+        match self.sections.iter().find(|section| section.required && !known.contains(&section.id)) {
+            None => Ok(()),
+            Some(&Section { id, version, .. }) => {
+                Err(ImageError::UnknownSection { section: id, version, writer: self.header.writer.clone() })
+            }
+        }
+    }
+
+    fn parse_header(cursor: &mut Cursor<'a>) -> Result<(Self, u32), ImageError> {
+        // A file too short for the magic is foreign rather than cut, unless it begins like an image.
+        let start = cursor.bytes.get(..MAGIC.len()).unwrap_or(cursor.bytes);
+        if !MAGIC.starts_with(start) {
+            return Err(ImageError::BadMagic { found: start.to_vec() });
+        }
+        let place = Place::Header;
+        cursor.array::<8>(place)?;
+        let format_version = u16::from_le_bytes(cursor.array(place)?);
+        let min_reader = u16::from_le_bytes(cursor.array(place)?);
+        let flags = u32::from_le_bytes(cursor.array(place)?);
+        let schema = u64::from_le_bytes(cursor.array(place)?);
+        let generation = GenerationId(cursor.array(place)?);
+        let section_count = u32::from_le_bytes(cursor.array(place)?);
+        let writer_length = usize::from(u16::from_le_bytes(cursor.array(place)?));
+        if writer_length > WRITER_BYTES {
+            let (found, expected) = (format!("{writer_length} bytes long"), format!("up to {WRITER_BYTES}"));
+            return Err(ImageError::BadWriter { found, expected });
+        }
+        let writer = cursor.take(place, writer_length as u64)?;
+        cursor.checksum(place, cursor.consumed())?;
+
+        // Sound from here on: what is wrong now was written so.
+        let writer = String::from_utf8(writer.to_vec())
+            .map_err(|_| ImageError::BadWriter { found: "not UTF-8".to_owned(), expected: "UTF-8".to_owned() })?;
+        if min_reader > FORMAT_VERSION {
+            let newest = FORMAT_VERSION;
+            return Err(ImageError::TooNew { found: format_version, min_reader, newest, writer });
+        }
+        if min_reader == 0 || min_reader > format_version {
+            return Err(ImageError::BadVersion { found: format_version, min_reader, writer });
+        }
+        if flags != 0 {
+            return Err(ImageError::Reserved { place, bits: flags });
+        }
+        let header = Header { schema, writer, generation };
+        Ok((Self { header, format_version, min_reader, sections: Vec::new() }, section_count))
+    }
+}
+
+fn parse_section<'a>(cursor: &mut Cursor<'a>, limits: &Limits) -> Result<Section<'a>, ImageError> {
+    let frame = cursor.rest();
+    let id = SectionId(u32::from_le_bytes(cursor.array(Place::Frame)?));
+    let place = Place::Section(id);
+    let version = u16::from_le_bytes(cursor.array(place)?);
+    let flags = u16::from_le_bytes(cursor.array(place)?);
+    let length = u64::from_le_bytes(cursor.array(place)?);
+    let expected = u32::from_le_bytes(cursor.array(place)?);
+    let body = cursor.take(place, length)?;
+
+    let mut checksum = crc32fast::Hasher::new();
+    checksum.update(frame.get(..FRAME_SUMMED).unwrap_or_default());
+    checksum.update(body);
+    check_sum(place, checksum.finalize(), expected)?;
+    if flags & !REQUIRED != 0 {
+        return Err(ImageError::Reserved { place, bits: u32::from(flags & !REQUIRED) });
+    }
+    check_limit("bytes in a section", length, limits.section_bytes as u64)?;
+    Ok(Section { id, version, required: flags & REQUIRED != 0, body })
+}
+
+fn parse_trailer(cursor: &mut Cursor<'_>) -> Result<(), ImageError> {
+    let place = Place::Trailer;
+    let left = cursor.rest().len();
+    if left < TRAILER_BYTES {
+        return Err(ImageError::Truncated { place, needed: TRAILER_BYTES as u64, left });
+    }
+    let found = cursor.array(place)?;
+    if found != TRAILER_MAGIC {
+        return Err(ImageError::BadTrailer { found });
+    }
+    let expected = u64::from_le_bytes(cursor.array(place)?);
+    cursor.checksum(place, cursor.consumed())?;
+    let (found, left) = (cursor.consumed().len(), cursor.rest().len());
+    if found as u64 != expected {
+        return Err(ImageError::Length { found, expected });
+    }
+    if left != 0 {
+        return Err(ImageError::TrailingBytes { left });
+    }
+    Ok(())
+}
+
+fn check_limit(what: &'static str, found: u64, limit: u64) -> Result<(), ImageError> {
+    if found > limit { Err(ImageError::TooLarge { what, found, limit }) } else { Ok(()) }
+}
+
+fn check_sum(place: Place, found: u32, expected: u32) -> Result<(), ImageError> {
+    if found == expected { Ok(()) } else { Err(ImageError::Checksum { place, found, expected }) }
+}
+
+/// How far the bytes are read.
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn consumed(&self) -> &'a [u8] {
+        self.bytes.get(..self.at).unwrap_or_default()
+    }
+
+    fn rest(&self) -> &'a [u8] {
+        self.bytes.get(self.at..).unwrap_or_default()
+    }
+
+    fn take(&mut self, place: Place, needed: u64) -> Result<&'a [u8], ImageError> {
+        let rest = self.rest();
+        match usize::try_from(needed).ok().and_then(|count| rest.get(..count)) {
+            Some(taken) => {
+                self.at = self.at.saturating_add(taken.len());
+                Ok(taken)
+            }
+            None => Err(ImageError::Truncated { place, needed, left: rest.len() }),
+        }
+    }
+
+    fn array<const N: usize>(&mut self, place: Place) -> Result<[u8; N], ImageError> {
+        let taken = self.take(place, N as u64)?;
+        taken.first_chunk().copied().ok_or(ImageError::Truncated { place, needed: N as u64, left: taken.len() })
+    }
+
+    /// Reads a checksum, which must be that of `covered`.
+    fn checksum(&mut self, place: Place, covered: &[u8]) -> Result<(), ImageError> {
+        let expected = u32::from_le_bytes(self.array(place)?);
+        check_sum(place, crc32fast::hash(covered), expected)
+    }
+}
+
+/// The bytes of a section's frame that its checksum covers: all but the checksum.
+const FRAME_SUMMED: usize = 16;
