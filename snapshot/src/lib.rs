@@ -49,6 +49,7 @@
 //! - [`Snapshot`], its derive, and the [`Schema`] that shows a change of layout in review.
 //! - [`Secret`] and [`Entropy`]: key material is typed from the moment it is drawn.
 //! - [`image`]: the container, readable without any codec. [`codec`]: how a section's body is encoded.
+//! - [`diff`]: what a save holds and what changed between two, for people and for tests.
 //!
 //! # What it does not do
 //! - **No I/O, clock or randomness**, but for the feature `os`. Seeds and time are arguments.
@@ -66,6 +67,7 @@
 extern crate self as hibernet_snapshot;
 
 pub mod codec;
+pub mod diff;
 pub mod image;
 
 mod decoded;
