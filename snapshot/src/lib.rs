@@ -50,6 +50,7 @@
 //! - [`Secret`] and [`Entropy`]: key material is typed from the moment it is drawn.
 //! - [`image`]: the container, readable without any codec. [`codec`]: how a section's body is encoded.
 //! - [`diff`]: what a save holds and what changed between two, for people and for tests.
+//! - `file` (feature `os`): puts an image in a file so that a crash leaves the old file or the new one.
 //!
 //! # What it does not do
 //! - **No I/O, clock or randomness**, but for the feature `os`. Seeds and time are arguments.
@@ -68,6 +69,8 @@ extern crate self as hibernet_snapshot;
 
 pub mod codec;
 pub mod diff;
+#[cfg(feature = "os")]
+pub mod file;
 pub mod image;
 
 mod decoded;
