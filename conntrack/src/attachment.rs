@@ -137,12 +137,9 @@ impl Attachment {
     /// stays with the original, and the copy is exempt from tracking.
     pub const fn for_duplicate(&self) -> Self {
         match &self.0 {
-            Attached::Flow { handle, direction, state, ignored } => Self(Attached::Flow {
-                handle: *handle,
-                direction: *direction,
-                state: *state,
-                ignored: *ignored,
-            }),
+            Attached::Flow { handle, direction, state, ignored } => {
+                Self(Attached::Flow { handle: *handle, direction: *direction, state: *state, ignored: *ignored })
+            }
             Attached::Detached { binding, direction, state } => {
                 Self(Attached::Detached { binding: *binding, direction: *direction, state: *state })
             }

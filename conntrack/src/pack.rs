@@ -196,8 +196,8 @@ fn read_tcp(input: &mut Reader<'_>) -> Result<TcpTrack, Invalid> {
     let retrans = input.u8("tcp.retrans")?;
     let last_dir = read_direction(input, "tcp.last_dir")?;
     let kind = input.u8("tcp.last_index")?;
-    let last_index = TcpSegmentKind::from_number(kind)
-        .ok_or_else(|| Invalid::new("tcp.last_index", kind.to_string(), "0 to 5"))?;
+    let last_index =
+        TcpSegmentKind::from_number(kind).ok_or_else(|| Invalid::new("tcp.last_index", kind.to_string(), "0 to 5"))?;
     let last_wscale = read_scale(input, "tcp.last_wscale")?;
     let last_flags = input.u8("tcp.last_flags")?;
     if last_flags & !0xc3 != 0 {

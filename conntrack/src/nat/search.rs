@@ -21,7 +21,13 @@ pub(crate) struct Search<'a> {
 ///
 /// In order of preference: as it is; as other flows of the same inside socket are seen (source NAT); with another address
 /// of the range alone; with another port. If nothing is free the last candidate comes back, and `confirm` refuses it.
-pub(crate) fn unique_tuple(search: &mut Search<'_>, tuple: &Tuple, orig: &Tuple, range: &NatRange, manip: Manip) -> Tuple {
+pub(crate) fn unique_tuple(
+    search: &mut Search<'_>,
+    tuple: &Tuple,
+    orig: &Tuple,
+    range: &NatRange,
+    manip: Manip,
+) -> Tuple {
     let own_port = manip.port(tuple);
     if manip == Manip::Source && !range.fully_random {
         if range.allows(tuple.src, own_port) {

@@ -25,6 +25,11 @@ impl Tick {
         self.ahead_of(now) <= 0
     }
 
+    /// The later of two ticks.
+    pub(crate) const fn max_of(self, other: Self) -> Self {
+        if self.reached(other) { other } else { self }
+    }
+
     /// The tick that lies `ahead` further on.
     pub(crate) const fn plus(self, ahead: u32) -> Self {
         Self(self.0.wrapping_add(if ahead > MAX_AHEAD { MAX_AHEAD } else { ahead }))

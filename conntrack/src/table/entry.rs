@@ -124,7 +124,9 @@ impl Core {
             proto::TCP => ProtocolState::Tcp(self.tcp()),
             proto::UDP => {
                 let [first, _] = self.windows;
-                ProtocolState::Udp(UdpTrack { stream_at: clock.instant(Tick(first.end), now) })
+                // What is past counts as just reached: a restored flow knows no more than that.
+                let at = Tick(first.end).max_of(clock.tick(now));
+                ProtocolState::Udp(UdpTrack { stream_at: clock.instant(at, now) })
             }
             proto::SCTP => ProtocolState::Sctp(self.sctp()),
             _ => ProtocolState::Other,
@@ -165,7 +167,8 @@ impl Core {
     }
 
     fn set_tcp(&mut self, track: &TcpTrack) {
-        let TcpTrack { state, sides, retrans, last_dir, last_index, last_seq, last_ack, last_len, last_win, .. } = *track;
+        let TcpTrack { state, sides, retrans, last_dir, last_index, last_seq, last_ack, last_len, last_win, .. } =
+            *track;
         let [side0, side1] = sides;
         self.state = state as u8;
         self.scales = pack_nibbles(side0.scale, side1.scale);

@@ -176,7 +176,11 @@ impl Flows {
         if self.core(slot).is_none() {
             return;
         }
-        if slot.is_v6() { self.v6.vacate(slot.number()) } else { self.v4.vacate(slot.number()) }
+        if slot.is_v6() {
+            self.v6.vacate(slot.number())
+        } else {
+            self.v4.vacate(slot.number())
+        }
         self.len = self.len.saturating_sub(1);
     }
 
@@ -260,10 +264,23 @@ impl FlowsSaved {
     }
 }
 
+#[cfg(test)]
+impl FlowsSaved {
+    pub(crate) fn of_records(capacity: u32, count: u32, records: Vec<u8>) -> Self {
+        Self { capacity, phase: 0, count, records }
+    }
+
+    pub(crate) fn flip(&mut self, at: usize, bit: u8) {
+        let length = self.records.len();
+        self.records[at % length] ^= 1 << bit;
+    }
+}
+
 impl Snapshot for Flows {
     type Saved = FlowsSaved;
     type Supplied = Instant;
-    const SCHEMA: Schema = Schema::Leaf { name: "Flows(capacity u32, phase u32, count u32, records packed as layout 1)" };
+    const SCHEMA: Schema =
+        Schema::Leaf { name: "Flows(capacity u32, phase u32, count u32, records packed as layout 1)" };
 
     /// Entries whose time has come but which nothing has collected yet are not written.
     fn save(&self) -> FlowsSaved {

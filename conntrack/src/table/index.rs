@@ -120,7 +120,7 @@ impl Index {
     }
 
     /// The bucket a hash belongs to.
-    fn home(&self, hash: u64) -> usize {
+    pub(crate) fn home(&self, hash: u64) -> usize {
         (((hash & 0xffff_ffff) * self.buckets.len() as u64) >> 32) as usize
     }
 

@@ -47,7 +47,6 @@ impl Links {
     fn next(self) -> u32 {
         unpack(self.next)
     }
-
 }
 
 impl<const N: usize> Lists<N> {

@@ -58,16 +58,10 @@ impl Wheel {
     /// The next slot that fires at or before `now`, in unwrapped ticks; moves the wheel on if there is none.
     pub(crate) fn due(&mut self, now: u64) -> Option<Due> {
         let passed = now / SLOT_TICKS;
-        match self.earliest() {
-            Some(due) if due.at < passed => {
-                self.next = due.at;
-                Some(due)
-            }
-            _ => {
-                self.next = self.next.max(passed);
-                None
-            }
-        }
+        // A coarse slot is handed down as soon as it begins: what it holds may be due before what lies in finer ones.
+        let due = self.earliest().filter(|due| due.at < passed || (due.at == passed && due.list >= SLOTS));
+        self.next = due.map_or(self.next.max(passed), |due| due.at);
+        due
     }
 
     /// Takes one flow out of a due slot.
@@ -83,7 +77,7 @@ impl Wheel {
     }
 
     fn earliest(&self) -> Option<Due> {
-        // Levels nest: whatever lies in a finer one fires before anything in a coarser one.
+        // Levels nest: what lies in a finer one comes before every coarse slot that has not begun.
         for (level, occupied) in self.occupied.iter().enumerate() {
             if *occupied == 0 {
                 continue;
