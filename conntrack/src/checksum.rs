@@ -1,0 +1,117 @@
+//! The Internet checksum (RFC 1071) and SCTP's CRC32c (RFC 9260, appendix A), as the trackers verify them.
+
+use core::net::IpAddr;
+
+use crate::headers::Parsed;
+use crate::tuple::proto;
+
+/// Sum of 16-bit words in one's complement, not inverted: 0xffff over bytes that include their own right checksum.
+pub(crate) fn ones_complement_sum(start: u16, bytes: &[u8]) -> u16 {
+    let mut sum = u64::from(start);
+    for word in bytes.chunks(2) {
+        let value = match *word {
+            [high, low] => u16::from_be_bytes([high, low]),
+            [high] => u16::from_be_bytes([high, 0]),
+            _ => 0,
+        };
+        sum = sum.wrapping_add(u64::from(value));
+    }
+    while let carry @ 1.. = sum >> 16 {
+        sum = (sum & 0xffff).wrapping_add(carry);
+    }
+    // Both halves are below 2^16 now: nothing is cut.
+    (sum & 0xffff) as u16
+}
+
+/// Whether bytes that contain their own checksum add up.
+pub(crate) fn adds_up(start: u16, bytes: &[u8]) -> bool {
+    ones_complement_sum(start, bytes) == 0xffff
+}
+
+/// Sum over the pseudo header of TCP, UDP and ICMPv6 (RFC 9293 section 3.1, RFC 8200 section 8.1).
+pub(crate) fn pseudo_header_sum(src: IpAddr, dst: IpAddr, proto: u8, len: usize) -> u16 {
+    let mut sum = ones_complement_sum(u16::from(proto), &(len as u64).to_be_bytes());
+    for address in [src, dst] {
+        sum = match address {
+            IpAddr::V4(address) => ones_complement_sum(sum, &address.octets()),
+            IpAddr::V6(address) => ones_complement_sum(sum, &address.octets()),
+        };
+    }
+    sum
+}
+
+/// Whether the transport checksum of a whole datagram holds; true for protocols that have none we know.
+///
+/// The length in the pseudo header is that of the IP payload, not UDP's own length field, and a UDP checksum of zero means
+/// "none" in both families: so does the kernel.
+pub(crate) fn transport_holds(parsed: &Parsed, datagram: &[u8]) -> bool {
+    let l4 = parsed.l4(datagram);
+    match parsed.proto {
+        proto::UDP if l4.get(6..8) == Some(&[0, 0]) => true,
+        proto::TCP | proto::UDP | proto::ICMPV6 => {
+            adds_up(pseudo_header_sum(parsed.src, parsed.dst, parsed.proto, l4.len()), l4)
+        }
+        proto::ICMP => adds_up(0, l4),
+        proto::SCTP => sctp_holds(l4),
+        _ => true,
+    }
+}
+
+/// Whether the CRC32c in an SCTP common header is that of the packet with the field zero.
+fn sctp_holds(packet: &[u8]) -> bool {
+    let (Some(before), Some(field), Some(after)) = (packet.get(..8), packet.get(8..12), packet.get(12..)) else {
+        return false;
+    };
+    let crc = !crc32c(crc32c(crc32c(!0, before), &[0; 4]), after);
+    *field == crc.to_le_bytes()
+}
+
+/// Continues a CRC32c (Castagnoli, reflected) over `bytes`; the caller inverts at start and end.
+pub(crate) fn crc32c(start: u32, bytes: &[u8]) -> u32 {
+    bytes.iter().fold(start, |crc, byte| {
+        let [low, ..] = crc.to_le_bytes();
+        let entry = CRC32C.get(usize::from(low ^ byte)).copied().unwrap_or_default();
+        (crc >> 8) ^ entry
+    })
+}
+
+const CRC32C: [u32; 256] = crc32c_table();
+
+#[expect(clippy::indexing_slicing, reason = "evaluated at compile time")]
+#[expect(clippy::arithmetic_side_effects, reason = "evaluated at compile time")]
+const fn crc32c_table() -> [u32; 256] {
+    const POLYNOMIAL: u32 = 0x82f6_3b78;
+    let mut table = [0; 256];
+    let mut index = 0;
+    while index < 256 {
+        let mut crc = index as u32;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 1 == 1 { (crc >> 1) ^ POLYNOMIAL } else { crc >> 1 };
+            bit += 1;
+        }
+        table[index] = crc;
+        index += 1;
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crc32c_of_the_check_string_is_the_published_value() {
+        assert_eq!(!crc32c(!0, b"123456789"), 0xe306_9283);
+    }
+
+    #[test]
+    fn an_odd_last_byte_counts_as_the_high_half_of_a_word() {
+        assert_eq!(ones_complement_sum(0, &[0x12, 0x34, 0x56]), 0x1234 + 0x5600);
+    }
+
+    #[test]
+    fn carries_are_folded_back_in() {
+        assert_eq!(ones_complement_sum(0xffff, &[0xff, 0xff, 0x00, 0x01]), 1);
+    }
+}
