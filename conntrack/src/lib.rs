@@ -22,7 +22,7 @@
 //!
 //! // UDP 10.0.0.2:4000 > 192.0.2.1:53, without payload or UDP checksum.
 //! let query = [
-//!     0x45, 0, 0, 28, 0, 0, 0x40, 0, 64, 17, 0x70, 0xcf, 10, 0, 0, 2, 192, 0, 2, 1, 0x0f, 0xa0, 0, 53, 0, 8, 0, 0,
+//!     0x45, 0, 0, 28, 0, 0, 0x40, 0, 64, 17, 0x6e, 0xce, 10, 0, 0, 2, 192, 0, 2, 1, 0x0f, 0xa0, 0, 53, 0, 8, 0, 0,
 //! ];
 //! let mut attachment = conntrack.track(&query, &parse(&query)?, Zone::default(), Origin::Link, now)?;
 //! assert_eq!(attachment.state(), Some(CtState::New));
