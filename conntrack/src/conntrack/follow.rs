@@ -141,11 +141,12 @@ impl Conntrack {
         }
     }
 
-    /// An ICMP error belongs to the flow of the packet it quotes, and goes the other way.
+    /// An ICMP error belongs to the flow of the packet it quotes, and goes the other way: as an answer to that packet would.
+    /// The quoted packet is as it arrived at who complains, behind NAT; so only the answer's tuple is in the table.
     fn relate(&mut self, inner: &InnerTuple, zone: Zone) -> Attachment {
-        let flow = self.table.find(&inner.tuple, zone).filter(|(slot, _)| !self.table.flows().is_expired(*slot));
-        match flow {
-            Some((slot, quoted)) => self.attach(slot, quoted.opposite(), CtState::Related, None),
+        let answer = inner.tuple.inverted().and_then(|answer| self.table.find(&answer, zone));
+        match answer.filter(|(slot, _)| !self.table.flows().is_expired(*slot)) {
+            Some((slot, direction)) => self.attach(slot, direction, CtState::Related, None),
             None => self.invalid(InvalidReason::IcmpUnrelated { proto: inner.tuple.proto }),
         }
     }

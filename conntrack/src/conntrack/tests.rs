@@ -288,6 +288,22 @@ fn an_error_the_router_makes_about_a_new_flow_gets_its_binding_and_not_the_flow(
 }
 
 #[test]
+fn an_error_that_quotes_a_translated_packet_finds_its_flow_by_the_answer() {
+    let range = NatRange { masquerade: true, ..NatRange::address(PUBLIC.parse().unwrap()) };
+    let echo = datagram(proto::ICMP, CLIENT, SERVER, &[8, 0, 0, 0, 0, 7, 0, 1]);
+    for packet in [udp(CLIENT, 1000, SERVER, 53), echo] {
+        let mut conntrack = conntrack(10, 1);
+        let left = pass(&mut conntrack, &packet, Some(&range), START).unwrap();
+        let about =
+            |quoted: &[u8], to| datagram(proto::ICMP, "192.0.2.1", to, &[&[3, 1, 0, 0, 0, 0, 0, 0], quoted].concat());
+        let error = track(&mut conntrack, &about(&left, PUBLIC)).unwrap();
+        assert_eq!((error.state(), error.direction()), (Some(CtState::Related), Some(Direction::Reply)));
+        let untranslated = track(&mut conntrack, &about(&packet, CLIENT)).unwrap();
+        assert_eq!(untranslated.state(), Some(CtState::Invalid), "nobody outside has seen that packet");
+    }
+}
+
+#[test]
 fn marks_are_kept_in_the_flow_and_seen_by_its_answers() {
     let mut conntrack = conntrack(10, 1);
     let mut attachment = track(&mut conntrack, &udp(CLIENT, 1, SERVER, 53)).unwrap();
