@@ -234,9 +234,9 @@ fn read_scale(input: &mut Reader<'_>, field: &'static str) -> Result<u8, Invalid
 }
 
 fn write_sctp(out: &mut Vec<u8>, track: &SctpTrack) {
-    let SctpTrack { state, vtag, init, last_dir, flags } = track;
+    let SctpTrack { state, vtag, last_dir, flags } = track;
     out.extend([*state as u8, last_dir.index() as u8, *flags]);
-    for number in vtag.iter().chain(init) {
+    for number in vtag {
         out.extend(number.to_le_bytes());
     }
 }
@@ -248,12 +248,11 @@ fn read_sctp(input: &mut Reader<'_>) -> Result<SctpTrack, Invalid> {
         .ok_or_else(|| Invalid::new("sctp.state", state.to_string(), "1 to 8"))?;
     let last_dir = read_direction(input, "sctp.last_dir")?;
     let flags = input.u8("sctp.flags")?;
-    if flags & 0x80 != 0 {
-        return Err(Invalid::new("sctp.flags", format!("{flags:#04x}"), "the low seven bits"));
+    if flags & !0x07 != 0 {
+        return Err(Invalid::new("sctp.flags", format!("{flags:#04x}"), "the low three bits"));
     }
     let vtag = [input.u32("sctp.vtag")?, input.u32("sctp.vtag")?];
-    let init = [input.u32("sctp.init")?, input.u32("sctp.init")?];
-    Ok(SctpTrack { state, vtag, init, last_dir, flags })
+    Ok(SctpTrack { state, vtag, last_dir, flags })
 }
 
 fn read_direction(input: &mut Reader<'_>, field: &'static str) -> Result<Direction, Invalid> {

@@ -194,13 +194,11 @@ pub struct UdpTrack {
 pub struct SctpTrack {
     /// State of the association.
     pub state: SctpState,
-    /// Verification tag expected of the original side, of the reply side (RFC 9260, section 8.5).
+    /// Verification tag expected in packets of the original, of the reply direction (RFC 9260, section 8.5); 0 if unknown.
     pub vtag: [u32; 2],
-    /// Initiate tags of the last INIT seen each way, for a restart of the association.
-    pub init: [u32; 2],
-    /// Direction of the last packet.
+    /// Direction of the last HEARTBEAT that came under another tag.
     pub last_dir: Direction,
-    /// Private bits of the tracker (a lone INIT or HEARTBEAT has been seen).
+    /// Bits of the tracker, the low three: such a HEARTBEAT has come, an INIT has come each way.
     pub flags: u8,
 }
 

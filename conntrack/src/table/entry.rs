@@ -189,20 +189,18 @@ impl Core {
         SctpTrack {
             state: SctpState::from_number(self.state).unwrap_or(SctpState::None),
             vtag: [window0.end, window1.end],
-            init: [window0.maxend, window1.maxend],
             last_dir,
             flags,
         }
     }
 
     fn set_sctp(&mut self, track: &SctpTrack) {
-        let SctpTrack { state, vtag, init, last_dir, flags } = *track;
+        let SctpTrack { state, vtag, last_dir, flags } = *track;
         let [vtag0, vtag1] = vtag;
-        let [init0, init1] = init;
         self.state = state as u8;
         self.windows = [
-            Window { end: vtag0, maxend: init0, ..Window::default() },
-            Window { end: vtag1, maxend: init1, ..Window::default() },
+            Window { end: vtag0, ..Window::default() },
+            Window { end: vtag1, ..Window::default() },
         ];
         self.last_kind = pack_direction(last_dir, flags);
     }

@@ -127,7 +127,7 @@ pub(crate) fn update(
     match state {
         ProtocolState::Tcp(track) => tcp::update(track, packet, direction, status, sysctls),
         ProtocolState::Udp(track) => udp::update(track, packet, status, sysctls, now),
-        ProtocolState::Sctp(track) => sctp::update(track, packet, direction, status, sysctls),
+        ProtocolState::Sctp(track) => sctp::update(track, packet, direction, sysctls),
         ProtocolState::Other => match packet.parsed.proto {
             proto::ICMP | proto::ICMPV6 => icmp::update(packet, sysctls),
             proto::GRE => gre::update(status, sysctls),
