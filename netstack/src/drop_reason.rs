@@ -1,0 +1,187 @@
+//! Why a packet goes no further: numbered, named, counted.
+
+use core::fmt;
+
+use hibernet_conntrack::{ParseError, Refusal};
+use serde::{Deserialize, Serialize};
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $number:literal, $name:literal;)+) => {
+        /// Why a packet was dropped. Every drop in the stack has one of these, a counter and an event.
+        ///
+        /// Numbers are part of the interface and of the saved form: they are never reused for something else.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        #[repr(u16)]
+        #[non_exhaustive]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $variant = $number,)+
+        }
+
+        impl DropReason {
+            /// All reasons, by ascending number.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The name: short, in snake case, stable.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What it means, in a line or two.
+            pub const fn description(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc,)+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// No IPv4 or IPv6 header: too short, or of another version.
+    NotIp = 1, "not_ip";
+    /// The header's own length field is too small or runs past the packet.
+    HeaderLength = 2, "header_length";
+    /// The packet is shorter than its header says.
+    Truncated = 3, "truncated";
+    /// The IPv4 header checksum is wrong.
+    HeaderChecksum = 4, "header_checksum";
+    /// A chain of IPv6 extension headers that does not end, or runs past the packet.
+    ExtensionHeader = 5, "extension_header";
+    /// An address that may not be on the wire: loopback, multicast source, unspecified.
+    Martian = 6, "martian";
+    /// The frame came in on a link that does not exist, or on the loopback link from outside.
+    NoSuchLink = 7, "no_such_link";
+    /// Longer than an IP datagram can be.
+    TooLong = 8, "too_long";
+
+    /// A fragment that overlaps another of its datagram (RFC 5722; the kernel throws the whole datagram away).
+    FragmentOverlap = 16, "fragment_overlap";
+    /// A fragment of impossible place or size.
+    FragmentInvalid = 17, "fragment_invalid";
+    /// The rest of a datagram did not come in time.
+    FragmentTimeout = 18, "fragment_timeout";
+    /// The memory for unfinished datagrams is used up.
+    FragmentMemory = 19, "fragment_memory";
+
+    /// The flow table is full (`nf_conntrack_max`).
+    TableFull = 32, "table_full";
+    /// Another packet's flow with the same tuples entered the table first.
+    ConfirmClash = 33, "confirm_clash";
+    /// No free port or id for the translation that a rule asks for.
+    NatNoPort = 34, "nat_no_port";
+    /// The translation cannot be written into this packet.
+    NatUntranslatable = 35, "nat_untranslatable";
+    /// Refused by connection tracking for a cause without a number of its own.
+    TrackRefused = 36, "track_refused";
+    /// The link a masquerade would take its address from has none of that family.
+    NatNoAddress = 37, "nat_no_address";
+
+    /// A rule said drop.
+    Rule = 48, "rule";
+    /// No rule matched and the chain's policy is drop.
+    Policy = 49, "policy";
+    /// A rule said reject; the sender was told, if it may be told.
+    Reject = 50, "reject";
+
+    /// No route to the destination.
+    NoRoute = 64, "no_route";
+    /// The time to live or hop limit ran out here.
+    TimeToLive = 65, "time_to_live";
+    /// Larger than the next link takes, and not to be fragmented.
+    PacketTooBig = 66, "packet_too_big";
+    /// A multicast or broadcast packet that is not for this host; nothing of the kind is forwarded.
+    NotForwardable = 67, "not_forwardable";
+    /// A link-local source or destination that would have to leave its link.
+    Scope = 68, "scope";
+
+    /// No socket is bound to the port; the sender was told.
+    PortUnreachable = 80, "port_unreachable";
+    /// Nothing here speaks the protocol; the sender was told.
+    ProtocolUnreachable = 81, "protocol_unreachable";
+    /// The transport header or its checksum is wrong.
+    LocalMalformed = 82, "local_malformed";
+    /// The socket's buffer is full.
+    SocketBufferFull = 83, "socket_buffer_full";
+    /// All places for local TCP connections are taken.
+    LocalBacklogFull = 84, "local_backlog_full";
+    /// An echo request to a broadcast address: never answered (RFC 1122, section 3.2.2.6).
+    EchoBroadcast = 85, "echo_broadcast";
+    /// Nothing here listens to this multicast or broadcast.
+    NoListener = 86, "no_listener";
+
+    /// The queue of packets on their way out is full.
+    EgressFull = 96, "egress_full";
+    /// Too much work from one packet: answers to answers.
+    WorkLimit = 97, "work_limit";
+}
+
+impl DropReason {
+    /// The number; stable.
+    pub const fn number(self) -> u16 {
+        self as u16
+    }
+
+    /// The reason of that number.
+    pub fn from_number(number: u16) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.number() == number)
+    }
+}
+
+impl From<ParseError> for DropReason {
+    fn from(error: ParseError) -> Self {
+        match error {
+            ParseError::Short { .. } | ParseError::Version { .. } => Self::NotIp,
+            ParseError::HeaderLength { .. } => Self::HeaderLength,
+            ParseError::Length { .. } => Self::Truncated,
+            ParseError::HeaderChecksum => Self::HeaderChecksum,
+            ParseError::Source { .. } | ParseError::Destination { .. } => Self::Martian,
+            ParseError::HopByHop { .. } => Self::ExtensionHeader,
+        }
+    }
+}
+
+impl From<Refusal> for DropReason {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::TableFull => Self::TableFull,
+            Refusal::Clash => Self::ConfirmClash,
+            Refusal::NatExhausted => Self::NatNoPort,
+            Refusal::Untranslatable => Self::NatUntranslatable,
+            _ => Self::TrackRefused,
+        }
+    }
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_ascend_and_names_are_unique() {
+        assert!(DropReason::ALL.windows(2).all(|pair| pair[0].number() < pair[1].number()));
+        let mut names: Vec<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), DropReason::ALL.len());
+    }
+
+    #[test]
+    fn the_numbered_list_changes_only_on_purpose() {
+        let list: String =
+            DropReason::ALL.iter().map(|r| format!("{:>3} {}: {}\n", r.number(), r.name(), r.description())).collect();
+        insta::assert_snapshot!(list);
+    }
+
+    #[test]
+    fn every_number_leads_back_to_its_reason() {
+        for reason in DropReason::ALL {
+            assert_eq!(DropReason::from_number(reason.number()), Some(*reason));
+        }
+        assert_eq!(DropReason::from_number(0), None);
+    }
+}

@@ -1,0 +1,114 @@
+//! What the stack tells its embedder, in a queue that is bounded and counts what it lost.
+
+use std::collections::VecDeque;
+
+use hibernet_conntrack::{ConntrackEvent, CtState, Direction};
+
+use crate::drop_reason::DropReason;
+use crate::hook::Hook;
+use crate::link::LinkId;
+
+/// Something worth telling. Taken with [`Stack::next_event`](crate::Stack::next_event).
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum StackEvent {
+    /// A flow was made, changed or ended.
+    Conntrack(ConntrackEvent),
+    /// A packet was dropped.
+    Drop(DropEvent),
+    /// A rule with the action `log` matched.
+    Log(LogEvent),
+    /// Connection tracking finds fault with a packet: the line the kernel would log (`nf_conntrack_log_invalid`).
+    Invalid {
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// A packet that went no further.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DropEvent {
+    /// Why.
+    pub reason: DropReason,
+    /// The hook it was dropped at; `None` between hooks.
+    pub hook: Option<Hook>,
+    /// The chain whose rule or policy said so.
+    pub chain: Option<String>,
+    /// The rule's number in its chain, from 0.
+    pub rule: Option<usize>,
+    /// Link it came in on.
+    pub iif: Option<LinkId>,
+    /// Link it would have left on.
+    pub oif: Option<LinkId>,
+    /// Length of the datagram.
+    pub len: usize,
+}
+
+/// A packet as a `log` rule saw it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogEvent {
+    /// The rule's text.
+    pub prefix: String,
+    /// Where the rule stands.
+    pub hook: Hook,
+    /// What connection tracking says of the packet; `None` before it was asked.
+    pub state: Option<CtState>,
+    /// Which way of its flow the packet travels.
+    pub direction: Option<Direction>,
+    /// Link it came in on.
+    pub iif: Option<LinkId>,
+    /// Link it leaves on, once known.
+    pub oif: Option<LinkId>,
+    /// Whether this host made it.
+    pub local: bool,
+    /// The bytes at this point.
+    pub datagram: Vec<u8>,
+}
+
+/// First in, first out; at the limit the newest is lost and counted.
+#[derive(Debug)]
+pub(crate) struct EventQueue {
+    queue: VecDeque<StackEvent>,
+    capacity: usize,
+    lost: u64,
+}
+
+impl EventQueue {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { queue: VecDeque::new(), capacity, lost: 0 }
+    }
+
+    pub(crate) fn push(&mut self, event: StackEvent) {
+        if self.queue.len() < self.capacity {
+            self.queue.push_back(event);
+        } else {
+            self.lost = self.lost.saturating_add(1);
+        }
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<StackEvent> {
+        self.queue.pop_front()
+    }
+
+    /// How many events found no room since the stack was made.
+    pub(crate) const fn lost(&self) -> u64 {
+        self.lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_keeps_the_oldest_and_counts_the_rest() {
+        let mut queue = EventQueue::new(2);
+        for number in 0..5 {
+            queue.push(StackEvent::Invalid { reason: number.to_string() });
+        }
+        assert_eq!(queue.pop(), Some(StackEvent::Invalid { reason: "0".into() }));
+        assert_eq!(queue.pop(), Some(StackEvent::Invalid { reason: "1".into() }));
+        assert_eq!(queue.pop(), None);
+        assert_eq!(queue.lost(), 3);
+    }
+}
