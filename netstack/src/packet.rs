@@ -1,0 +1,262 @@
+//! A packet on its way through the stack.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use hibernet_conntrack::{Attachment, Parsed, Zone, parse, proto};
+
+use crate::drop_reason::DropReason;
+use crate::link::LinkId;
+use crate::reject::RejectWith;
+use crate::rules::Subject;
+
+/// A datagram and what the stack knows of it.
+///
+/// Not `Clone`: a new flow that is not in the table yet is a value inside its first packet, and no second packet may hold
+/// it. What needs a second copy takes [`Packet::duplicate`].
+#[derive(Debug)]
+pub struct Packet {
+    bytes: Vec<u8>,
+    parsed: Parsed,
+    pub(crate) attachment: Attachment,
+    pub(crate) zone: Zone,
+    pub(crate) iif: Option<LinkId>,
+    pub(crate) oif: Option<LinkId>,
+    pub(crate) local: bool,
+    pub(crate) reassembled: Option<Reassembled>,
+}
+
+/// What stays known of the fragments a datagram came in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Reassembled {
+    /// Length of the largest, from the IP header on.
+    pub(crate) largest: usize,
+    /// Whether that one had don't-fragment set.
+    pub(crate) dont_fragment: bool,
+}
+
+/// What a chain or station says of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// It goes on.
+    Accept,
+    /// It ends here.
+    Drop(DropReason),
+    /// It is kept: nothing more happens to it now.
+    Stolen(Keeper),
+    /// It ends here and its sender is told.
+    Reject(RejectWith),
+}
+
+/// Who keeps a stolen packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Keeper {
+    /// Reassembly, until the rest of the datagram is there.
+    Fragments,
+}
+
+impl Packet {
+    /// A datagram that came in on a link.
+    pub fn received(link: LinkId, bytes: Vec<u8>) -> Result<Self, DropReason> {
+        Self::new(bytes, Some(link), false)
+    }
+
+    /// A datagram this host makes.
+    pub(crate) fn originated(bytes: Vec<u8>) -> Result<Self, DropReason> {
+        Self::new(bytes, None, true)
+    }
+
+    /// The same bytes as a packet of its own, for flooding and mirroring.
+    ///
+    /// The copy belongs to the same flow if that is in the table. A new flow stays with the original, and ends with it when
+    /// it is dropped; the copy is then exempt from tracking.
+    pub fn duplicate(&self) -> Self {
+        let Self { bytes, parsed, attachment, zone, iif, oif, local, reassembled } = self;
+        Self {
+            bytes: bytes.clone(),
+            parsed: *parsed,
+            attachment: attachment.for_duplicate(),
+            zone: *zone,
+            iif: *iif,
+            oif: *oif,
+            local: *local,
+            reassembled: *reassembled,
+        }
+    }
+
+    /// The datagram as it is now.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What connection tracking says of it.
+    pub const fn attachment(&self) -> &Attachment {
+        &self.attachment
+    }
+
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    pub(crate) const fn parsed(&self) -> &Parsed {
+        &self.parsed
+    }
+
+    pub(crate) const fn src(&self) -> IpAddr {
+        self.parsed.src
+    }
+
+    pub(crate) const fn dst(&self) -> IpAddr {
+        self.parsed.dst
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Bytes and attachment apart, for connection tracking to change both.
+    pub(crate) fn parts_mut(&mut self) -> (&mut Vec<u8>, &mut Attachment) {
+        (&mut self.bytes, &mut self.attachment)
+    }
+
+    /// Reads the addresses again after a translation. Offsets do not change by one.
+    pub(crate) fn readdress(&mut self) {
+        if let Some((src, dst)) = addresses(&self.bytes) {
+            self.parsed.src = src;
+            self.parsed.dst = dst;
+        }
+    }
+
+    /// Takes over a datagram put together from fragments.
+    pub(crate) fn replace(&mut self, bytes: Vec<u8>, reassembled: Reassembled) -> Result<(), DropReason> {
+        self.parsed = parse(&bytes).map_err(DropReason::from)?;
+        self.bytes = bytes;
+        self.reassembled = Some(reassembled);
+        Ok(())
+    }
+
+    /// What rules look at. `mark` is that of the packet's flow.
+    pub(crate) fn subject(&self, mark: Option<u32>) -> Subject {
+        let l4 = self.parsed.l4(&self.bytes);
+        let has_ports = matches!(self.parsed.proto, proto::TCP | proto::UDP | proto::SCTP | DCCP | UDP_LITE);
+        let ports = match l4 {
+            [s1, s0, d1, d0, ..] if has_ports => Some((u16::from_be_bytes([*s1, *s0]), u16::from_be_bytes([*d1, *d0]))),
+            _ => None,
+        };
+        let tcp_flags = if self.parsed.proto == proto::TCP { l4.get(TCP_FLAGS).copied() } else { None };
+        Subject {
+            iif: self.iif,
+            oif: self.oif,
+            src: self.parsed.src,
+            dst: self.parsed.dst,
+            proto: self.parsed.proto,
+            ports,
+            tcp_flags,
+            state: self.attachment.state(),
+            direction: self.attachment.direction(),
+            mark,
+        }
+    }
+
+    /// Takes one from time to live or hop limit, with IPv4's checksum brought after (RFC 1624, equation 3).
+    pub(crate) fn age(&mut self) {
+        self.parsed.ttl = self.parsed.ttl.saturating_sub(1);
+        let ttl = self.parsed.ttl;
+        match self.parsed.src {
+            IpAddr::V4(_) => {
+                if let Some([old, proto, sum1, sum0]) =
+                    self.bytes.get_mut(V4_TTL..).and_then(|rest| rest.first_chunk_mut::<4>())
+                {
+                    let (before, after) = ([*old, *proto], [ttl, *proto]);
+                    *old = ttl;
+                    let sum = u32::from(!u16::from_be_bytes([*sum1, *sum0]))
+                        .wrapping_add(u32::from(!u16::from_be_bytes(before)))
+                        .wrapping_add(u32::from(u16::from_be_bytes(after)));
+                    let folded = (sum & 0xffff).wrapping_add(sum >> 16);
+                    let folded = (folded & 0xffff).wrapping_add(folded >> 16);
+                    let [high, low] = (!u16::try_from(folded & 0xffff).unwrap_or(0)).to_be_bytes();
+                    *sum1 = high;
+                    *sum0 = low;
+                }
+            }
+            IpAddr::V6(_) => {
+                if let Some(hops) = self.bytes.get_mut(V6_HOP_LIMIT) {
+                    *hops = ttl;
+                }
+            }
+        }
+    }
+
+    fn new(mut bytes: Vec<u8>, iif: Option<LinkId>, local: bool) -> Result<Self, DropReason> {
+        let parsed = parse(&bytes).map_err(DropReason::from)?;
+        // What a link padded the datagram with is no part of it.
+        bytes.truncate(parsed.end);
+        Ok(Self {
+            bytes,
+            parsed,
+            attachment: Attachment::default(),
+            zone: Zone::default(),
+            iif,
+            oif: None,
+            local,
+            reassembled: None,
+        })
+    }
+}
+
+fn addresses(bytes: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    match bytes.first()? >> 4 {
+        4 => {
+            let [s3, s2, s1, s0, d3, d2, d1, d0] = *bytes.get(12..)?.first_chunk::<8>()?;
+            Some((Ipv4Addr::new(s3, s2, s1, s0).into(), Ipv4Addr::new(d3, d2, d1, d0).into()))
+        }
+        _ => {
+            let src = bytes.get(8..)?.first_chunk::<16>()?;
+            let dst = bytes.get(24..)?.first_chunk::<16>()?;
+            Some((Ipv6Addr::from(*src).into(), Ipv6Addr::from(*dst).into()))
+        }
+    }
+}
+
+const V4_TTL: usize = 8;
+const V6_HOP_LIMIT: usize = 7;
+const TCP_FLAGS: usize = 13;
+const DCCP: u8 = 33;
+const UDP_LITE: u8 = 136;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_packets::udp;
+
+    #[test]
+    fn ageing_keeps_the_header_checksum_right_for_every_ttl() {
+        for ttl in 1..=255 {
+            let mut bytes = udp("10.0.0.2:1", "198.51.100.10:2", b"payload");
+            bytes[V4_TTL] = ttl;
+            crate::test_packets::fill_header_checksum(&mut bytes);
+            let mut packet = Packet::received(LinkId::LOOPBACK, bytes).unwrap();
+            packet.age();
+            let again = Packet::received(LinkId::LOOPBACK, packet.into_bytes()).unwrap();
+            assert_eq!(again.parsed().ttl, ttl - 1);
+        }
+    }
+
+    #[test]
+    fn a_duplicate_has_the_bytes_and_stays_out_of_tracking() {
+        let mut packet = Packet::received(LinkId::LOOPBACK, udp("10.0.0.2:1", "198.51.100.10:2", b"x")).unwrap();
+        packet.attachment = Attachment::untracked();
+        let copy = packet.duplicate();
+        assert_eq!(copy.bytes(), packet.bytes());
+        assert_eq!(copy.attachment().state(), Some(hibernet_conntrack::CtState::Untracked));
+    }
+
+    #[test]
+    fn padding_of_the_link_is_cut_off() {
+        let mut bytes = udp("[fd00::2]:1", "[fd00::3]:2", b"x");
+        let len = bytes.len();
+        bytes.extend([0; 20]);
+        assert_eq!(Packet::received(LinkId::LOOPBACK, bytes).unwrap().len(), len);
+    }
+}
