@@ -1,0 +1,158 @@
+//! TCP resets in answer to segments that are refused.
+
+use core::net::IpAddr;
+
+use hibernet_conntrack::{Parsed, proto};
+use smoltcp::wire::{IpAddress, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, TcpSeqNumber, UdpPacket};
+
+/// How the sender of a refused packet is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum RejectWith {
+    /// ICMP port unreachable.
+    PortUnreachable,
+    /// TCP reset.
+    TcpReset,
+}
+
+/// The ends, numbers and flags of a reset.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Reset {
+    pub(crate) src: IpAddr,
+    pub(crate) dst: IpAddr,
+    pub(crate) sport: u16,
+    pub(crate) dport: u16,
+    pub(crate) seq: u32,
+    pub(crate) ack: Option<u32>,
+}
+
+impl Reset {
+    /// The reset that answers a segment (RFC 9293, section 3.10.7.1); `None` where none may be sent.
+    ///
+    /// A reset is never answered, nor is a segment whose checksum is wrong.
+    pub(crate) fn answering(bytes: &[u8], parsed: &Parsed) -> Option<Self> {
+        if parsed.proto != proto::TCP || parsed.fragment.is_some_and(|fragment| fragment.offset > 0) {
+            return None;
+        }
+        let l4 = parsed.l4(bytes);
+        let segment = TcpPacket::new_checked(l4).ok()?;
+        if segment.rst() || !segment.verify_checksum(&parsed.src.into(), &parsed.dst.into()) {
+            return None;
+        }
+        let (seq, ack) = if segment.ack() {
+            (segment.ack_number().0.cast_unsigned(), None)
+        } else {
+            let data = l4.len().saturating_sub(usize::from(segment.header_len()));
+            let taken = data.saturating_add(usize::from(segment.syn())).saturating_add(usize::from(segment.fin()));
+            let next = segment.seq_number().0.cast_unsigned().wrapping_add(u32::try_from(taken).unwrap_or(0));
+            (0, Some(next))
+        };
+        Some(Self { src: parsed.dst, dst: parsed.src, sport: segment.dst_port(), dport: segment.src_port(), seq, ack })
+    }
+
+    /// The datagram: id 0, don't-fragment, time to live 64, as the kernel sends it. `None` if the families differ.
+    pub(crate) fn datagram(&self) -> Option<Vec<u8>> {
+        let Self { src, dst, sport, dport, seq, ack } = *self;
+        let mut bytes = header(src, dst, IpProtocol::Tcp, TCP_HEADER)?;
+        let start = bytes.len().saturating_sub(TCP_HEADER);
+        let mut segment = TcpPacket::new_unchecked(bytes.get_mut(start..)?);
+        segment.set_src_port(sport);
+        segment.set_dst_port(dport);
+        segment.set_seq_number(TcpSeqNumber(seq.cast_signed()));
+        segment.set_ack_number(TcpSeqNumber(ack.unwrap_or(0).cast_signed()));
+        segment.set_header_len(20);
+        segment.set_rst(true);
+        segment.set_ack(ack.is_some());
+        segment.fill_checksum(&IpAddress::from(src), &IpAddress::from(dst));
+        Some(bytes)
+    }
+}
+
+/// Whether the transport checksum holds, or the protocol has none that is known here.
+pub(crate) fn transport_checksum_holds(bytes: &[u8], parsed: &Parsed) -> bool {
+    let l4 = parsed.l4(bytes);
+    let (src, dst) = (parsed.src.into(), parsed.dst.into());
+    match parsed.proto {
+        proto::TCP => TcpPacket::new_checked(l4).is_ok_and(|segment| segment.verify_checksum(&src, &dst)),
+        proto::UDP => UdpPacket::new_checked(l4).is_ok_and(|datagram| datagram.verify_checksum(&src, &dst)),
+        _ => true,
+    }
+}
+
+/// An IP header without options, and room for a payload.
+pub(crate) fn header(src: IpAddr, dst: IpAddr, protocol: IpProtocol, payload: usize) -> Option<Vec<u8>> {
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let len = payload.saturating_add(V4_HEADER);
+            let mut bytes = vec![0; len];
+            let mut packet = Ipv4Packet::new_unchecked(bytes.as_mut_slice());
+            packet.set_version(4);
+            packet.set_header_len(20);
+            packet.set_total_len(u16::try_from(len).ok()?);
+            packet.set_dont_frag(true);
+            packet.set_hop_limit(HOPS);
+            packet.set_next_header(protocol);
+            packet.set_src_addr(src);
+            packet.set_dst_addr(dst);
+            packet.fill_checksum();
+            Some(bytes)
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let mut bytes = vec![0; payload.saturating_add(V6_HEADER)];
+            let mut packet = Ipv6Packet::new_unchecked(bytes.as_mut_slice());
+            packet.set_version(6);
+            packet.set_payload_len(u16::try_from(payload).ok()?);
+            packet.set_hop_limit(HOPS);
+            packet.set_next_header(protocol);
+            packet.set_src_addr(src);
+            packet.set_dst_addr(dst);
+            Some(bytes)
+        }
+        _ => None,
+    }
+}
+
+/// Length of an IPv4 header without options.
+pub(crate) const V4_HEADER: usize = 20;
+/// Length of an IPv6 header without extensions.
+pub(crate) const V6_HEADER: usize = 40;
+/// Time to live and hop limit of packets made here.
+const HOPS: u8 = 64;
+const TCP_HEADER: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use hibernet_conntrack::parse;
+
+    use super::*;
+    use crate::test_packets::{hex, tcp, unhex};
+
+    fn answer(segment: &[u8]) -> Option<Vec<u8>> {
+        Reset::answering(segment, &parse(segment).unwrap()).and_then(|reset| reset.datagram())
+    }
+
+    #[test]
+    fn the_reset_of_a_syn_is_the_kernels_byte_for_byte() {
+        let syn = unhex("45000028424240004006c44e0a000002c633640a000100190000000a000000005002ffff7b7f0000");
+        let expected = "450000280000400040060691c633640a0a00000200190001000000000000000b501400007b6c0000";
+        assert_eq!(hex(&answer(&syn).unwrap()), expected);
+    }
+
+    #[test]
+    fn the_reset_of_a_segment_with_an_acknowledgement_has_its_number() {
+        let data = unhex("4500002d424240004006c4490a000002c633640a00020063000003e9000013895018ffff5dad00000001020304");
+        let expected = "450000280000400040060691c633640a0a0000020063000200001389000000005004000067b30000";
+        assert_eq!(hex(&answer(&data).unwrap()), expected);
+    }
+
+    #[test]
+    fn resets_and_damaged_segments_are_not_answered() {
+        for (src, dst) in [("10.0.0.2:1", "10.0.0.1:2"), ("[fd00::2]:1", "[fd00::1]:2")] {
+            assert!(answer(&tcp(src, dst, "S", 4, 0, b"")).is_some());
+            assert_eq!(answer(&tcp(src, dst, "R", 4, 0, b"")), None);
+            let mut damaged = tcp(src, dst, "S", 4, 0, b"abc");
+            *damaged.last_mut().unwrap() ^= 1;
+            assert_eq!(answer(&damaged), None);
+        }
+    }
+}
