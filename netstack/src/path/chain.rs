@@ -1,0 +1,82 @@
+//! One chain over one packet.
+
+use hibernet_conntrack::{Attachment, Zone};
+
+use super::Judge;
+use crate::drop_reason::DropReason;
+use crate::event::{LogEvent, StackEvent};
+use crate::hook::Hook;
+use crate::packet::{Packet, Verdict};
+use crate::reject::RejectWith;
+use crate::rules::{Action, Policy};
+use crate::stack::Stack;
+
+/// What a chain comes to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Outcome {
+    Accept,
+    Drop(DropReason),
+    Reject(RejectWith),
+    /// A translation, which only nat chains say.
+    Translate(Action),
+}
+
+impl Stack {
+    /// A filter chain's verdict.
+    pub(super) fn run_filter_chain(&mut self, hook: Hook, chain: usize, packet: &mut Packet) -> (Verdict, Judge) {
+        let (outcome, judge) = self.run_chain(hook, chain, packet);
+        let verdict = match outcome {
+            Outcome::Accept | Outcome::Translate(_) => Verdict::Accept,
+            Outcome::Drop(reason) => Verdict::Drop(reason),
+            Outcome::Reject(with) => Verdict::Reject(with),
+        };
+        (verdict, judge)
+    }
+
+    /// Tries the rules of a chain in order until one decides, else its policy does.
+    pub(super) fn run_chain(&mut self, hook: Hook, chain: usize, packet: &mut Packet) -> (Outcome, Judge) {
+        let Self { rules, conntrack, events, .. } = self;
+        let len = packet.len();
+        let mut from = 0;
+        loop {
+            let mark = packet.attachment().direction().map(|_| conntrack.mark(packet.attachment()));
+            let subject = packet.subject(mark);
+            let Some((rule, action)) = rules.next_match(chain, from, &subject, len) else {
+                let outcome = match rules.policy(chain, len) {
+                    Policy::Accept => Outcome::Accept,
+                    Policy::Drop => Outcome::Drop(DropReason::Policy),
+                };
+                return (outcome, Judge { chain: Some(chain), rule: None });
+            };
+            let judge = Judge { chain: Some(chain), rule: Some(rule) };
+            from = rule.saturating_add(1);
+            match action {
+                Action::Accept => return (Outcome::Accept, judge),
+                Action::Drop => return (Outcome::Drop(DropReason::Rule), judge),
+                Action::Reject => return (Outcome::Reject(RejectWith::PortUnreachable), judge),
+                Action::RejectTcpReset => return (Outcome::Reject(RejectWith::TcpReset), judge),
+                Action::Masquerade(_) | Action::Snat(_) | Action::Dnat(_) | Action::Redirect(_) => {
+                    return (Outcome::Translate(action.clone()), judge);
+                }
+                Action::Notrack => {
+                    if packet.attachment().is_nothing() {
+                        packet.attachment = Attachment::untracked();
+                    }
+                }
+                Action::Zone(id) => packet.zone = Zone { id: *id, orig_only: false },
+                Action::ZoneOrig(id) => packet.zone = Zone { id: *id, orig_only: true },
+                Action::CtMark(mark) => conntrack.set_mark(&mut packet.attachment, *mark),
+                Action::Log { prefix } => events.push(StackEvent::Log(LogEvent {
+                    prefix: prefix.clone(),
+                    hook,
+                    state: packet.attachment().state(),
+                    direction: packet.attachment().direction(),
+                    iif: packet.iif,
+                    oif: packet.oif,
+                    local: packet.local,
+                    datagram: packet.bytes().to_vec(),
+                })),
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! To this host: INPUT, then the local stack.
+
+use core::net::IpAddr;
+
+use hibernet_conntrack::proto;
+use hibernet_snapshot::Instant;
+use smoltcp::wire::{TcpPacket, UdpPacket};
+
+use crate::drop_reason::DropReason;
+use crate::hook::Hook;
+use crate::icmp::IcmpError;
+use crate::local::Segment;
+use crate::packet::Packet;
+use crate::reject::transport_checksum_holds;
+use crate::stack::Stack;
+use crate::stats::count;
+
+impl Stack {
+    /// Hands a packet to the local stack. `group`: its destination is a broadcast or multicast address.
+    pub(super) fn deliver(&mut self, packet: Packet, group: bool, now: Instant) {
+        let Ok(packet) = self.run_hook(Hook::Input, packet, now) else { return };
+        count(&mut self.stats.delivered);
+        let l4 = packet.parsed().l4(packet.bytes());
+        if !transport_checksum_holds(packet.bytes(), packet.parsed()) {
+            return self.drop_packet(DropReason::LocalMalformed, &packet);
+        }
+        match packet.parsed().proto {
+            proto::UDP => match UdpPacket::new_checked(l4) {
+                Ok(datagram) if datagram.dst_port() != 0 => {
+                    let port = datagram.dst_port();
+                    self.deliver_udp(packet, port, group, now);
+                }
+                _ => self.drop_packet(DropReason::LocalMalformed, &packet),
+            },
+            proto::TCP if group => self.drop_packet(DropReason::NoListener, &packet),
+            proto::TCP => match TcpPacket::new_checked(l4) {
+                Ok(tcp) if tcp.src_port() != 0 && tcp.dst_port() != 0 => {
+                    let opening = tcp.syn() && !tcp.ack() && !tcp.rst();
+                    let segment = Segment {
+                        local: (packet.dst(), tcp.dst_port()).into(),
+                        remote: (packet.src(), tcp.src_port()).into(),
+                        opening,
+                    };
+                    self.deliver_tcp(packet, segment, now);
+                }
+                _ => self.drop_packet(DropReason::LocalMalformed, &packet),
+            },
+            proto::ICMP | proto::ICMPV6 => self.deliver_icmp(packet, group, now),
+            _ if group => self.drop_packet(DropReason::NoListener, &packet),
+            _ if !packet.parsed().has_l4 => self.drop_packet(DropReason::LocalMalformed, &packet),
+            _ => {
+                self.drop_packet(DropReason::ProtocolUnreachable, &packet);
+                self.answer_icmp(IcmpError::Protocol, &packet);
+            }
+        }
+    }
+
+    fn deliver_udp(&mut self, packet: Packet, port: u16, group: bool, now: Instant) {
+        let Some(socket) = self.local.udp_socket(packet.dst(), port, group) else {
+            if group {
+                return self.drop_packet(DropReason::NoListener, &packet);
+            }
+            self.drop_packet(DropReason::PortUnreachable, &packet);
+            return self.answer_icmp(IcmpError::Port, &packet);
+        };
+        if !self.local.udp_has_room(socket, packet.len()) {
+            return self.drop_packet(DropReason::SocketBufferFull, &packet);
+        }
+        let answer_from = if group { self.routes.source_for(&self.links, packet.src()) } else { Some(packet.dst()) };
+        self.local.feed_datagram(plain(&packet, packet.dst()), now);
+        if let Some(answer_from) = answer_from {
+            self.local.echo_udp(socket, answer_from, now);
+        }
+    }
+
+    fn deliver_tcp(&mut self, packet: Packet, segment: Segment, now: Instant) {
+        match self.local.feed_segment(segment, plain(&packet, packet.dst()), now) {
+            Ok(()) => {}
+            Err(reason) => self.drop_packet(reason, &packet),
+        }
+    }
+
+    /// Echo requests are answered; errors and answers have nobody here who waits for them.
+    fn deliver_icmp(&mut self, packet: Packet, group: bool, now: Instant) {
+        let request = match packet.parsed().proto {
+            proto::ICMP => ECHO_REQUEST,
+            _ => ECHO_REQUEST_V6,
+        };
+        if packet.parsed().l4(packet.bytes()).first() != Some(&request) {
+            return;
+        }
+        if group && packet.dst().is_ipv4() {
+            return self.drop_packet(DropReason::EchoBroadcast, &packet);
+        }
+        let answer_from = if group { self.routes.source_for(&self.links, packet.src()) } else { Some(packet.dst()) };
+        if let Some(answer_from) = answer_from {
+            self.local.feed_datagram(plain(&packet, answer_from), now);
+        }
+    }
+}
+
+/// The datagram without IPv6 extension headers and with another destination: what the sockets below need to see.
+fn plain(packet: &Packet, dst: IpAddr) -> Vec<u8> {
+    let l4 = packet.parsed().l4(packet.bytes());
+    let protocol = packet.parsed().proto.into();
+    let mut bytes = crate::reject::header(packet.src(), dst, protocol, l4.len()).unwrap_or_default();
+    if let Some(room) = bytes.len().checked_sub(l4.len()).and_then(|at| bytes.get_mut(at..)) {
+        room.copy_from_slice(l4);
+    }
+    bytes
+}
+
+/// Type of an echo request (RFC 792).
+const ECHO_REQUEST: u8 = 8;
+/// Type of an echo request of ICMPv6 (RFC 4443).
+const ECHO_REQUEST_V6: u8 = 128;

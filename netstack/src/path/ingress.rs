@@ -1,0 +1,57 @@
+//! From a link to the routing decision.
+
+use core::net::IpAddr;
+
+use hibernet_snapshot::Instant;
+
+use crate::drop_reason::DropReason;
+use crate::event::{DropEvent, StackEvent};
+use crate::hook::Hook;
+use crate::icmp::IcmpError;
+use crate::link::LinkId;
+use crate::packet::Packet;
+use crate::route::Decision;
+use crate::stack::Stack;
+
+impl Stack {
+    /// What a link hands over: checked, then on its way.
+    pub(crate) fn accept_from_link(&mut self, link: LinkId, datagram: Vec<u8>, now: Instant) {
+        let len = datagram.len();
+        let packet = match self.links.link(link) {
+            Some(_) if link != LinkId::LOOPBACK => Packet::received(link, datagram),
+            _ => Err(DropReason::NoSuchLink),
+        };
+        match packet {
+            // No hook of the kernel sees these: IPv6 input drops them.
+            Ok(packet) if is_loopback_v6(packet.src()) || is_loopback_v6(packet.dst()) => {
+                self.drop_packet(DropReason::Martian, &packet);
+            }
+            Ok(packet) => self.receive(packet, now),
+            Err(reason) => {
+                self.stats.count_drop(reason);
+                let (hook, chain, rule, oif) = (None, None, None, None);
+                self.events.push(StackEvent::Drop(DropEvent { reason, hook, chain, rule, iif: Some(link), oif, len }));
+            }
+        }
+    }
+
+    /// PREROUTING, then where the packet's destination says.
+    pub(crate) fn receive(&mut self, packet: Packet, now: Instant) {
+        let Ok(packet) = self.run_hook(Hook::Prerouting, packet, now) else { return };
+        let iif = packet.iif.unwrap_or(LinkId::LOOPBACK);
+        match self.routes.input(&self.links, iif, packet.src(), packet.dst()) {
+            Decision::Local => self.deliver(packet, false, now),
+            Decision::LocalGroup => self.deliver(packet, true, now),
+            Decision::Forward(hop) => self.forward(packet, hop, now),
+            Decision::Unroutable => {
+                self.drop_packet(DropReason::NoRoute, &packet);
+                self.answer_icmp(IcmpError::NoRoute, &packet);
+            }
+            Decision::Drop(reason) => self.drop_packet(reason, &packet),
+        }
+    }
+}
+
+fn is_loopback_v6(addr: IpAddr) -> bool {
+    addr.is_ipv6() && addr.is_loopback()
+}

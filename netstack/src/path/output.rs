@@ -1,0 +1,82 @@
+//! Packets of this host, and the way out that all packets share.
+
+use hibernet_snapshot::Instant;
+
+use super::Ended;
+use crate::drop_reason::DropReason;
+use crate::hook::Hook;
+use crate::link::LinkId;
+use crate::packet::Packet;
+use crate::stack::{Egress, LocalSendError, Stack, Work};
+use crate::stats::count;
+
+impl Stack {
+    /// Sends a datagram as a local raw sender would. What the kernel would report to it is in the error.
+    pub fn local_output(&mut self, datagram: Vec<u8>, now: Instant) -> Result<(), LocalSendError> {
+        self.tell(now);
+        let outcome = self.originate(datagram, now);
+        self.settle(now);
+        outcome
+    }
+
+    /// OUTPUT and POSTROUTING for a datagram made here, at once, so that its sender learns of a drop.
+    pub(crate) fn originate(&mut self, datagram: Vec<u8>, now: Instant) -> Result<(), LocalSendError> {
+        let packet = Packet::originated(datagram).map_err(|reason| {
+            self.stats.count_drop(reason);
+            LocalSendError::from(reason)
+        })?;
+        count(&mut self.stats.originated);
+        match self.send(packet, now) {
+            Ok(()) | Err(None) => Ok(()),
+            Err(Some(reason)) => Err(reason.into()),
+        }
+    }
+
+    /// A packet made here: to its link by its destination, and again where OUTPUT has changed the destination.
+    pub(crate) fn send(&mut self, mut packet: Packet, now: Instant) -> Result<(), Ended> {
+        packet.oif = Some(self.way_out(&packet)?);
+        let dst = packet.dst();
+        let mut packet = self.run_hook(Hook::Output, packet, now)?;
+        if packet.dst() != dst {
+            packet.oif = Some(self.way_out(&packet)?);
+        }
+        self.leave(packet, now)
+    }
+
+    /// POSTROUTING, then the link.
+    pub(super) fn leave(&mut self, packet: Packet, now: Instant) -> Result<(), Ended> {
+        let packet = self.run_hook(Hook::Postrouting, packet, now)?;
+        self.transmit(packet)
+    }
+
+    fn way_out(&mut self, packet: &Packet) -> Result<LinkId, Ended> {
+        match self.routes.output(&self.links, packet.dst()) {
+            Some(hop) => Ok(hop.link),
+            None => {
+                self.drop_packet(DropReason::NoRoute, packet);
+                Err(Some(DropReason::NoRoute))
+            }
+        }
+    }
+
+    fn transmit(&mut self, mut packet: Packet) -> Result<(), Ended> {
+        let link = packet.oif.unwrap_or(LinkId::LOOPBACK);
+        if link == LinkId::LOOPBACK {
+            packet.iif = Some(LinkId::LOOPBACK);
+            packet.oif = None;
+            self.work.push_back(Work::Loopback(packet));
+            return Ok(());
+        }
+        self.queue_egress(link, packet)
+    }
+
+    fn queue_egress(&mut self, link: LinkId, packet: Packet) -> Result<(), Ended> {
+        if self.egress.len() >= self.queues.egress {
+            self.drop_packet(DropReason::EgressFull, &packet);
+            return Err(Some(DropReason::EgressFull));
+        }
+        count(&mut self.stats.sent);
+        self.egress.push_back(Egress { link, datagram: packet.into_bytes() });
+        Ok(())
+    }
+}

@@ -1,0 +1,125 @@
+//! The built-in stations: track, NAT, confirm.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use hibernet_conntrack::{Manip, NatRange, Origin, Remark};
+use hibernet_snapshot::Instant;
+
+use super::Judge;
+use super::chain::Outcome;
+use crate::drop_reason::DropReason;
+use crate::event::StackEvent;
+use crate::hook::Hook;
+use crate::link::LinkId;
+use crate::packet::{Packet, Verdict};
+use crate::rules::{Action, NatTarget};
+use crate::stack::Stack;
+
+impl Stack {
+    /// Attaches what connection tracking knows of the packet. One that has come over the loopback link has it already.
+    pub(super) fn track(&mut self, hook: Hook, packet: &mut Packet, now: Instant) -> Verdict {
+        if !packet.attachment().is_nothing() {
+            return Verdict::Accept;
+        }
+        let origin = if hook == Hook::Output { Origin::Local } else { Origin::Link };
+        let tracked = self.conntrack.track(packet.bytes(), packet.parsed(), packet.zone, origin, now);
+        self.collect_conntrack_events();
+        match tracked {
+            Ok(attachment) => {
+                if let Some(remark) = attachment.remark() {
+                    let reason = match remark {
+                        Remark::Invalid(reason) => reason.to_string(),
+                        Remark::Ignored(reason) => reason.to_string(),
+                    };
+                    self.events.push(StackEvent::Invalid { reason });
+                }
+                packet.attachment = attachment;
+                Verdict::Accept
+            }
+            Err(refusal) => Verdict::Drop(refusal.into()),
+        }
+    }
+
+    /// A new flow enters the table.
+    pub(super) fn confirm(&mut self, packet: &mut Packet, now: Instant) -> Verdict {
+        let confirmed = self.conntrack.confirm(&mut packet.attachment, now);
+        self.collect_conntrack_events();
+        match confirmed {
+            Ok(()) => Verdict::Accept,
+            Err(refusal) => Verdict::Drop(refusal.into()),
+        }
+    }
+
+    /// Decides the translation of a new flow, and translates the packet as its flow's binding says.
+    ///
+    /// With a nat chain anywhere in the set, a flow no rule decides on gets an empty binding: its port may then still be
+    /// changed to avoid a clash. Without any, only flows that have a binding already are translated.
+    pub(super) fn translate(&mut self, hook: Hook, manip: Manip, packet: &mut Packet) -> (Verdict, Judge) {
+        if self.rules.table().has_nat() && self.conntrack.nat_pending(packet.attachment(), manip) {
+            let mut at = 0_usize;
+            while let Some(chain) = self.rules.table().nat_chains(hook).get(at).copied() {
+                at = at.saturating_add(1);
+                let (outcome, judge) = self.run_chain(hook, chain, packet);
+                match outcome {
+                    Outcome::Accept => {}
+                    Outcome::Translate(action) => {
+                        let Some(range) = self.nat_range(hook, &action, packet) else {
+                            return (Verdict::Drop(DropReason::NatNoAddress), judge);
+                        };
+                        self.conntrack.nat_bind(&mut packet.attachment, manip, &range);
+                    }
+                    Outcome::Drop(reason) => return (Verdict::Drop(reason), judge),
+                    Outcome::Reject(with) => return (Verdict::Reject(with), judge),
+                }
+                if !self.conntrack.nat_pending(packet.attachment(), manip) {
+                    break;
+                }
+            }
+            if self.conntrack.nat_pending(packet.attachment(), manip) {
+                self.conntrack.nat_null_bind(&mut packet.attachment, manip);
+            }
+        }
+        let (bytes, attachment) = packet.parts_mut();
+        match self.conntrack.nat_translate(attachment, manip, bytes) {
+            Ok(true) => {
+                packet.readdress();
+                (Verdict::Accept, Judge::default())
+            }
+            Ok(false) => (Verdict::Accept, Judge::default()),
+            Err(refusal) => (Verdict::Drop(refusal.into()), Judge::default()),
+        }
+    }
+
+    /// What a rule lets a binding be; `None` if it is to take an address from a link that has none.
+    fn nat_range(&self, hook: Hook, action: &Action, packet: &Packet) -> Option<NatRange> {
+        let one = |addr: IpAddr| Some((addr, addr));
+        Some(match action {
+            Action::Masquerade(target) => {
+                let address = self.address_on(packet.oif?, packet.dst())?;
+                target.range(one(address), true)
+            }
+            Action::Redirect(target) => {
+                let address = match (hook, packet.iif, packet.dst()) {
+                    (Hook::Prerouting, Some(iif), dst) if iif != LinkId::LOOPBACK => self.address_on(iif, dst)?,
+                    (_, _, IpAddr::V4(_)) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+                    (_, _, IpAddr::V6(_)) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+                };
+                target.range(one(address), false)
+            }
+            Action::Snat(target) | Action::Dnat(target) => target.range(None, false),
+            _ => NatTarget::default().range(None, false),
+        })
+    }
+
+    /// The address a link has for talking to `dst`: one whose network holds it, else the first of the family.
+    fn address_on(&self, link: LinkId, dst: IpAddr) -> Option<IpAddr> {
+        let addrs = &self.links.link(link)?.addrs;
+        let fits = |cidr: &&crate::Cidr| cidr.addr().is_ipv4() == dst.is_ipv4();
+        addrs.iter().filter(fits).find(|cidr| cidr.contains(dst)).or_else(|| addrs.iter().find(fits)).map(|c| c.addr())
+    }
+
+    /// Fragments become datagrams.
+    pub(super) fn defragment(&mut self, _packet: &mut Packet, _now: Instant) -> Verdict {
+        Verdict::Accept
+    }
+}

@@ -1,0 +1,409 @@
+//! The stack: what it is made of, and what its embedder calls.
+
+use std::collections::VecDeque;
+
+use hibernet_conntrack::{CanaryReport, CanaryScan, Conntrack, FlowRecord, SysctlError, WireChoices};
+use hibernet_snapshot::{Entropy, GenerationId, Instant, Invalid, Redraw};
+use thiserror::Error;
+
+use crate::drop_reason::DropReason;
+use crate::event::{EventQueue, StackEvent};
+use crate::hook::HookRow;
+use crate::link::{LinkConfig, LinkId, Links, MAX_LINKS, sound};
+use crate::local::{Local, LocalServices, ports_are_real};
+use crate::packet::Packet;
+use crate::route::{Route, RouteError, RouteTable};
+use crate::rules::{Rule, Rules, Ruleset, RulesetError};
+use crate::stats::{Stats, count};
+
+/// What a [`Stack`] is made from.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct StackConfig {
+    /// The links, in the order of their ids.
+    pub links: Vec<LinkConfig>,
+    /// Routes beyond the links' own networks.
+    pub routes: Vec<Route>,
+    /// The rules. The default set drops what comes in and what goes through.
+    pub rules: Ruleset,
+    /// Size and settings of connection tracking.
+    pub conntrack: hibernet_conntrack::Config,
+    /// Services of this host.
+    pub services: LocalServices,
+    /// Bounds of the queues.
+    pub queues: QueueLimits,
+}
+
+/// Bounds of what waits for the embedder.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct QueueLimits {
+    /// Datagrams on their way out. More are dropped ([`DropReason::EgressFull`]).
+    pub egress: usize,
+    /// Events. More are lost and counted.
+    pub events: usize,
+}
+
+impl Default for QueueLimits {
+    fn default() -> Self {
+        Self { egress: 16_384, events: 65_536 }
+    }
+}
+
+/// Why a stack was not made.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A link cannot be.
+    #[error("link {position}: {invalid}")]
+    Link {
+        /// Its place in the configuration, from 0.
+        position: usize,
+        /// What is wrong.
+        invalid: Invalid,
+    },
+    /// Two links have one name.
+    #[error("two links are named `{name}`")]
+    DuplicateLink {
+        /// The name.
+        name: String,
+    },
+    /// More links than a stack has ids for.
+    #[error("{found} links: at most {most}")]
+    TooManyLinks {
+        /// Links given.
+        found: usize,
+        /// Links allowed.
+        most: usize,
+    },
+    /// A route cannot be.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// The rules cannot be.
+    #[error(transparent)]
+    Rules(#[from] RulesetError),
+    /// A service cannot be.
+    #[error("services: {0}")]
+    Services(Invalid),
+    /// Connection tracking cannot be of that size.
+    #[error("connection tracking: {0}")]
+    Conntrack(#[from] hibernet_conntrack::ConfigError),
+}
+
+/// A datagram on its way out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Egress {
+    /// The link it leaves on.
+    pub link: LinkId,
+    /// The datagram, from the IP header on.
+    pub datagram: Vec<u8>,
+}
+
+/// A network stack that is open for traffic.
+///
+/// Datagrams go in with [`Stack::ingress`] and come out with [`Stack::egress`]; time is an argument and must not go back.
+#[derive(Debug)]
+pub struct Stack {
+    pub(crate) links: Links,
+    pub(crate) routes: RouteTable,
+    pub(crate) rules: Rules,
+    pub(crate) conntrack: Conntrack,
+    pub(crate) local: Local,
+    pub(crate) stats: Stats,
+    pub(crate) events: EventQueue,
+    pub(crate) egress: VecDeque<Egress>,
+    pub(crate) work: VecDeque<Work>,
+    pub(crate) queues: QueueLimits,
+    pub(crate) ip_ids: WireChoices,
+    /// Generations this stack descends from, oldest first.
+    pub(crate) lineage: Vec<GenerationId>,
+    /// The last time the stack was told.
+    pub(crate) told: Instant,
+}
+
+/// A packet that waits for its turn.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// Made here: on its way to OUTPUT.
+    Output(Packet),
+    /// Sent to this host by itself: on its way to PREROUTING.
+    Loopback(Packet),
+}
+
+impl Stack {
+    /// A stack without flows. All its keys are drawn from `entropy`, which is wiped afterwards.
+    pub fn new(config: StackConfig, mut entropy: Entropy, now: Instant) -> Result<Self, ConfigError> {
+        let StackConfig { links, routes, rules, conntrack, services, queues } = config;
+        ports_are_real(&services).map_err(ConfigError::Services)?;
+        let links = checked_links(links)?;
+        let routes = RouteTable::new(&links, routes)?;
+        let rules = Rules::load(rules, &links)?;
+        let conntrack = Conntrack::new(conntrack, &mut entropy, now)?;
+        Ok(Self {
+            local: Local::new(services, &links, &mut entropy),
+            links,
+            routes,
+            rules,
+            conntrack,
+            stats: Stats::default(),
+            events: EventQueue::new(queues.events),
+            egress: VecDeque::new(),
+            work: VecDeque::new(),
+            queues,
+            ip_ids: WireChoices::redraw(&mut entropy),
+            lineage: Vec::new(),
+            told: now,
+        })
+    }
+
+    /// The link of a name; `lo` is the loopback link.
+    pub fn link(&self, name: &str) -> Option<LinkId> {
+        self.links.id(name)
+    }
+
+    /// The name of a link.
+    pub fn link_name(&self, link: LinkId) -> Option<&str> {
+        self.links.link(link).map(|link| link.name.as_str())
+    }
+
+    /// The links as configured, addresses as they are now.
+    pub fn links(&self) -> &[LinkConfig] {
+        self.links.configured()
+    }
+
+    /// The routes as configured.
+    pub fn routes(&self) -> &[Route] {
+        self.routes.given()
+    }
+
+    /// Gives a link other addresses. Flows that masquerade behind an address it loses are forgotten.
+    pub fn set_addresses(&mut self, link: LinkId, addrs: Vec<crate::Cidr>, now: Instant) -> Result<(), ConfigError> {
+        let mut links = self.links.clone();
+        let Some(config) = links.link_mut(link).filter(|_| link != LinkId::LOOPBACK) else {
+            let expected = "a configured link".to_owned();
+            let invalid = Invalid { field: "link".to_owned(), found: format!("{link:?}"), expected };
+            return Err(ConfigError::Link { position: link.index(), invalid });
+        };
+        let before = core::mem::replace(&mut config.addrs, addrs);
+        sound(config).map_err(|invalid| ConfigError::Link { position: link.index().saturating_sub(1), invalid })?;
+        self.routes = RouteTable::new(&links, self.routes.given().to_vec())?;
+        self.links = links;
+        for cidr in before {
+            if !crate::route::is_own(&self.links, cidr.addr()) {
+                self.conntrack.address_removed(cidr.addr(), now);
+            }
+        }
+        self.collect_conntrack_events();
+        Ok(())
+    }
+
+    /// Takes a datagram from a link all the way: what comes of it is in [`Stack::egress`] and [`Stack::next_event`].
+    pub fn ingress(&mut self, link: LinkId, datagram: Vec<u8>, now: Instant) {
+        self.tell(now);
+        count(&mut self.stats.received);
+        self.accept_from_link(link, datagram, now);
+        self.settle(now);
+    }
+
+    /// Does what is due: expiry of flows, timers of local connections.
+    pub fn poll(&mut self, now: Instant) {
+        self.tell(now);
+        self.conntrack.expire(now, EXPIRY_BUDGET);
+        self.collect_conntrack_events();
+        self.local.poll(now);
+        self.settle(now);
+    }
+
+    /// When [`Stack::poll`] is due next; `None` when nothing waits.
+    pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let deadlines = [self.conntrack.next_expiry(), self.local.next_deadline()];
+        deadlines.into_iter().flatten().min().map(|deadline| deadline.max(now))
+    }
+
+    /// The next datagram to be sent.
+    pub fn egress(&mut self) -> Option<Egress> {
+        self.egress.pop_front()
+    }
+
+    /// The next event.
+    pub fn next_event(&mut self) -> Option<StackEvent> {
+        self.events.pop()
+    }
+
+    /// Events that found no room, of connection tracking's too.
+    pub const fn events_lost(&self) -> u64 {
+        self.events.lost().saturating_add(self.conntrack.events_lost())
+    }
+
+    /// Puts another rule set in force, or changes nothing.
+    pub fn load_rules(&mut self, rules: Ruleset) -> Result<(), RulesetError> {
+        self.rules = Rules::load(rules, &self.links)?;
+        Ok(())
+    }
+
+    /// Adds a rule at the end of a chain, or changes nothing. A standard chain that is missing is made.
+    pub fn add_rule(&mut self, chain: &str, rule: Rule) -> Result<(), RulesetError> {
+        self.rules = self.rules.with_rule(chain, rule, &self.links)?;
+        Ok(())
+    }
+
+    /// The rules in force with their counters.
+    pub const fn rules(&self) -> &Ruleset {
+        self.rules.set()
+    }
+
+    /// What runs at each hook, in order.
+    pub fn hooks(&self) -> Vec<HookRow> {
+        self.rules.table().rows(self.rules.set())
+    }
+
+    /// Counters.
+    pub const fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// All flows in creation order, with what remains of their times at `now`.
+    pub fn flows(&self, now: Instant) -> Vec<FlowRecord> {
+        let untold = now.saturating_since(self.told);
+        let mut flows = self.conntrack.flows();
+        flows.retain(|flow| flow.remaining > untold);
+        for flow in &mut flows {
+            flow.remaining = flow.remaining.saturating_sub(untold);
+        }
+        flows
+    }
+
+    /// Sets a value of connection tracking by the kernel's name, `net.netfilter.` in front or not.
+    pub fn set_sysctl(&mut self, name: &str, value: &str) -> Result<(), SysctlError> {
+        self.conntrack.set_sysctl(name, value)
+    }
+
+    /// Connection tracking, to look at.
+    pub const fn conntrack(&self) -> &Conntrack {
+        &self.conntrack
+    }
+
+    /// Connection tracking, to set: sysctls, deletion, flush.
+    pub const fn conntrack_mut(&mut self) -> &mut Conntrack {
+        &mut self.conntrack
+    }
+
+    /// The sources of wire-visible numbers by name, for tests that record and replay them.
+    pub fn wire_choices(&mut self) -> [(&'static str, &mut WireChoices); 3] {
+        let Self { conntrack, ip_ids, local, .. } = self;
+        [("NAT ports", conntrack.port_choices()), ("IP ids", ip_ids), ("local sockets", local.choices_mut())]
+    }
+
+    /// The generations this stack descends from, oldest first.
+    pub fn lineage(&self) -> &[GenerationId] {
+        &self.lineage
+    }
+
+    /// Looks for every key of this stack, and for every tuple's hash, in an image. A save must have none.
+    pub fn canary_scan(&self, image: &[u8]) -> CanaryReport {
+        self.canary().search(image)
+    }
+
+    /// What [`Stack::canary_scan`] looks for.
+    pub fn canary(&self) -> CanaryScan {
+        let mut scan = CanaryScan::default();
+        self.conntrack.watch(&mut scan);
+        self.ip_ids.watch("IP ids", &mut scan);
+        self.local.choices().watch("local sockets", &mut scan);
+        scan
+    }
+
+    /// A one-way fingerprint of each key: equal fingerprints in two stacks would mean a shared key.
+    pub fn key_fingerprints(&self) -> Vec<(&'static str, u64)> {
+        self.canary().fingerprints().to_vec()
+    }
+
+    /// Takes note of the time. It never goes back.
+    pub(crate) fn tell(&mut self, now: Instant) {
+        self.told = self.told.max(now);
+        self.conntrack.advance(self.told);
+    }
+
+    /// Moves what connection tracking has to tell into the stack's own queue, in order with everything else.
+    pub(crate) fn collect_conntrack_events(&mut self) {
+        while let Some(event) = self.conntrack.next_event() {
+            self.events.push(StackEvent::Conntrack(event));
+        }
+    }
+}
+
+/// Links that can be, with distinct names.
+pub(crate) fn checked_links(links: Vec<LinkConfig>) -> Result<Links, ConfigError> {
+    if links.len() > MAX_LINKS {
+        return Err(ConfigError::TooManyLinks { found: links.len(), most: MAX_LINKS });
+    }
+    for (position, link) in links.iter().enumerate() {
+        sound(link).map_err(|invalid| ConfigError::Link { position, invalid })?;
+        if links.iter().take(position).any(|other| other.name == link.name) {
+            return Err(ConfigError::DuplicateLink { name: link.name.clone() });
+        }
+    }
+    Ok(Links::new(links))
+}
+
+/// Most flows one poll expires.
+const EXPIRY_BUDGET: usize = 65_536;
+
+impl From<DropReason> for LocalSendError {
+    fn from(reason: DropReason) -> Self {
+        Self { reason }
+    }
+}
+
+/// A local sender's datagram was dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error("{}: {reason}", self.errno().name())]
+pub struct LocalSendError {
+    /// Why.
+    pub reason: DropReason,
+}
+
+impl LocalSendError {
+    /// What a socket of the kernel would report.
+    pub const fn errno(&self) -> Errno {
+        match self.reason {
+            DropReason::NoRoute => Errno::NetworkUnreachable,
+            DropReason::PacketTooBig | DropReason::TooLong => Errno::MessageSize,
+            DropReason::SocketBufferFull | DropReason::EgressFull => Errno::Again,
+            DropReason::NotIp
+            | DropReason::HeaderLength
+            | DropReason::Truncated
+            | DropReason::HeaderChecksum
+            | DropReason::ExtensionHeader
+            | DropReason::Martian => Errno::Invalid,
+            _ => Errno::NotPermitted,
+        }
+    }
+}
+
+/// Error numbers by meaning.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Errno {
+    /// `EPERM`.
+    NotPermitted,
+    /// `ENETUNREACH`.
+    NetworkUnreachable,
+    /// `EMSGSIZE`.
+    MessageSize,
+    /// `EAGAIN`.
+    Again,
+    /// `EINVAL`.
+    Invalid,
+}
+
+impl Errno {
+    /// The symbol, as in `errno.h`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotPermitted => "EPERM",
+            Self::NetworkUnreachable => "ENETUNREACH",
+            Self::MessageSize => "EMSGSIZE",
+            Self::Again => "EAGAIN",
+            Self::Invalid => "EINVAL",
+        }
+    }
+}
