@@ -1,0 +1,238 @@
+//! This host's own sockets: smoltcp behind INPUT and OUTPUT.
+//!
+//! smoltcp sees what INPUT has accepted, one datagram at a time, and what it sends goes to OUTPUT. Every TCP connection has
+//! a `SocketSet` of its own, because smoltcp looks through a set from end to end; a connection that is restored live will
+//! take that same place.
+
+mod device;
+mod tcp;
+mod udp;
+
+use core::net::{IpAddr, Ipv6Addr};
+
+use hibernet_conntrack::{WireChoices, proto};
+use hibernet_snapshot::{Entropy, Instant, Invalid, Redraw, Snapshot};
+use serde::{Deserialize, Serialize};
+use smoltcp::iface::{Config, Interface, PollResult, SocketSet};
+use smoltcp::wire::{HardwareAddress, Ipv4Packet};
+use thiserror::Error;
+
+use self::device::MemoryDevice;
+use self::tcp::Connections;
+pub(crate) use self::tcp::Segment;
+pub use self::tcp::{TcpHandle, TcpListener};
+pub use self::udp::UdpHandle;
+use self::udp::UdpSockets;
+use crate::link::Links;
+use crate::stack::Stack;
+
+/// Services of this host. None by default; pings are always answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, Snapshot)]
+#[serde(default, deny_unknown_fields)]
+#[snapshot(validate = ports_are_real)]
+pub struct LocalServices {
+    /// Port at which UDP datagrams are sent back (RFC 862 has 7).
+    #[snapshot(saved)]
+    pub udp_echo: Option<u16>,
+    /// Port at which TCP streams are sent back.
+    #[snapshot(saved)]
+    pub tcp_echo: Option<u16>,
+}
+
+/// No service is at port 0.
+pub(crate) fn ports_are_real(services: &LocalServices) -> Result<(), Invalid> {
+    let LocalServices { udp_echo, tcp_echo } = services;
+    for (field, port) in [("udp_echo", udp_echo), ("tcp_echo", tcp_echo)] {
+        if *port == Some(0) {
+            return Err(Invalid::new(field, "port 0", "1 to 65535"));
+        }
+    }
+    Ok(())
+}
+
+/// Why a socket was not opened.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum LocalError {
+    /// Somebody has it.
+    #[error("port {port} is taken")]
+    PortTaken {
+        /// The port.
+        port: u16,
+    },
+    /// No socket binds to port 0.
+    #[error("port 0: expected 1 to 65535")]
+    PortZero,
+    /// No free port was found.
+    #[error("no free port was found")]
+    NoPort,
+    /// All places for connections are taken.
+    #[error("no place for another connection: at most {most}")]
+    TooMany {
+        /// Connections allowed.
+        most: usize,
+    },
+    /// There is no route, so no address to speak from.
+    #[error("no route to {remote}")]
+    NoRoute {
+        /// The peer.
+        remote: IpAddr,
+    },
+    /// The handle's socket is closed.
+    #[error("the socket is closed")]
+    Closed,
+}
+
+/// The local stack.
+#[derive(Debug)]
+pub(crate) struct Local {
+    services: LocalServices,
+    udp: UdpSockets,
+    tcp: Connections,
+    choices: WireChoices,
+}
+
+impl Local {
+    /// A local stack with its services listening.
+    pub(crate) fn new(services: LocalServices, links: &Links, entropy: &mut Entropy) -> Self {
+        let choices = WireChoices::redraw(entropy);
+        Self {
+            udp: UdpSockets::new(services.udp_echo, Wire::new(ANY_DATAGRAM, choices.fixed([SEED, 0]))),
+            tcp: Connections::new(services.tcp_echo, Wire::new(links.smallest_mtu(), choices.fixed([SEED, 1]))),
+            services,
+            choices,
+        }
+    }
+
+    pub(crate) const fn services(&self) -> LocalServices {
+        self.services
+    }
+
+    pub(crate) const fn choices(&self) -> &WireChoices {
+        &self.choices
+    }
+
+    pub(crate) const fn choices_mut(&mut self) -> &mut WireChoices {
+        &mut self.choices
+    }
+
+    /// A port nobody can guess (RFC 6056, section 3.3.2), from the range Linux draws from.
+    fn ephemeral_port(&mut self, towards: u16) -> u16 {
+        let width = u64::from(LAST_EPHEMERAL.abs_diff(FIRST_EPHEMERAL)).saturating_add(1);
+        let draw = self.choices.draw([u64::from(towards), 0]);
+        let offset = u16::try_from(draw.checked_rem(width).unwrap_or(0)).unwrap_or(0);
+        FIRST_EPHEMERAL.saturating_add(offset)
+    }
+
+    /// Runs the timers of all connections.
+    pub(crate) fn poll(&mut self, now: Instant) {
+        self.tcp.poll(now);
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.tcp.next_deadline()
+    }
+
+    /// What smoltcp has sent since it was last asked.
+    fn take_sent(&mut self) -> Option<Vec<u8>> {
+        self.udp.wire.device.take_sent().or_else(|| self.tcp.wire.device.take_sent())
+    }
+}
+
+impl Stack {
+    /// Queues what the local stack has sent for OUTPUT. False if it has sent nothing.
+    pub(crate) fn emit_local(&mut self, now: Instant) -> bool {
+        let mut any = false;
+        while let Some(datagram) = self.local.take_sent() {
+            any = true;
+            let datagram = self.identified(datagram);
+            // An answer has no sender who could be told of its drop; the drop is counted.
+            let _outcome = self.originate(datagram, now);
+        }
+        any
+    }
+
+    /// Gives an IPv4 datagram that may be fragmented an identification: everything but TCP, which heeds the path's MTU.
+    pub(super) fn identified(&mut self, mut datagram: Vec<u8>) -> Vec<u8> {
+        let id = self.next_ip_id();
+        if let Ok(mut packet) = Ipv4Packet::new_checked(datagram.as_mut_slice())
+            && packet.version() == 4
+            && u8::from(packet.next_header()) != proto::TCP
+        {
+            packet.set_dont_frag(false);
+            packet.set_ident(u16::try_from(id & 0xffff).unwrap_or(0));
+            packet.fill_checksum();
+        }
+        datagram
+    }
+}
+
+/// A smoltcp interface with its device.
+struct Wire {
+    interface: Interface,
+    device: MemoryDevice,
+}
+
+impl Wire {
+    /// `seed` is secret: smoltcp's numbers follow from it.
+    fn new(mtu: usize, seed: u64) -> Self {
+        let mut device = MemoryDevice::new(mtu);
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = seed;
+        let mut interface = Interface::new(config, &mut device, smoltcp::time::Instant::ZERO);
+        // Which addresses are this host's own was decided before INPUT.
+        interface.set_any_ip(true);
+        Self { interface, device }
+    }
+
+    /// Gives one datagram to a set of sockets.
+    fn feed(&mut self, datagram: Vec<u8>, sockets: &mut SocketSet<'static>, now: Instant) {
+        self.device.receive_next(datagram);
+        self.interface.poll_ingress_single(clock(now), &mut self.device, sockets);
+    }
+
+    /// Lets a set of sockets send all it has to send.
+    fn flush(&mut self, sockets: &mut SocketSet<'static>, now: Instant) {
+        for _ in 0..FLUSH_LIMIT {
+            if self.interface.poll_egress(clock(now), &mut self.device, sockets) == PollResult::None {
+                return;
+            }
+        }
+    }
+}
+
+impl core::fmt::Debug for Wire {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        // The interface knows the state of its generator.
+        f.debug_struct("Wire").field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+/// Our time as smoltcp's: microseconds.
+fn clock(now: Instant) -> smoltcp::time::Instant {
+    let micros = now.as_nanos().checked_div(1000).unwrap_or(0);
+    smoltcp::time::Instant::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
+}
+
+/// smoltcp's time as ours.
+fn from_clock(at: smoltcp::time::Instant) -> Instant {
+    let micros = u64::try_from(at.total_micros()).unwrap_or(0);
+    Instant::from_nanos(micros.saturating_mul(1000))
+}
+
+/// Pings and UDP datagrams may be as long as IP allows; OUTPUT's links cut them.
+const ANY_DATAGRAM: usize = 65_535;
+/// Most segments one connection sends at once.
+const FLUSH_LIMIT: usize = 1024;
+/// The address that stands for all of both versions.
+const ANY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+/// Ephemeral ports, as Linux has them.
+const FIRST_EPHEMERAL: u16 = 32_768;
+const LAST_EPHEMERAL: u16 = 60_999;
+/// Draws of a port before giving up.
+const EPHEMERAL_TRIES: usize = 64;
+/// What the seeds of the interfaces are drawn for.
+const SEED: u64 = 0x7365_6564;
+
+#[cfg(test)]
+mod tests;
