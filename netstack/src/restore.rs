@@ -1,0 +1,282 @@
+//! An image as a stack, in steps that the types enforce: `Decoded`, `Validated`, `Rehashed`, [`Stack`].
+//!
+//! Only the last has `ingress`, and its rules are in force before it exists. A failed step leaves nothing behind.
+
+mod reset;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+
+use hibernet_conntrack::{Conntrack, ConntrackSaved, WireChoices};
+use hibernet_snapshot::codec::{CodecError, decode};
+use hibernet_snapshot::image::{Header, Image, ImageError, Limits, SectionId};
+use hibernet_snapshot::{Entropy, GenerationId, Instant, Invalid, Redraw, Snapshot};
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use self::reset::LocalStream;
+use crate::event::EventQueue;
+use crate::image::{
+    CONNTRACK, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, RULES, RulesSection, SCHEMA, SECTION_VERSION,
+    SECTIONS, STATS,
+};
+use crate::link::Links;
+use crate::local::{Local, LocalServices};
+use crate::report::{FlowReport, RestoreReport};
+use crate::route::RouteTable;
+use crate::rules::Rules;
+use crate::stack::{ConfigError, QueueLimits, Stack, checked_links};
+use crate::stats::Stats;
+
+/// An image that is whole and decodes. Nothing in it has been believed yet.
+#[derive(Debug)]
+pub struct Decoded {
+    header: Header,
+    lineage: <LineageSection as Snapshot>::Saved,
+    rules: <RulesSection as Snapshot>::Saved,
+    links: <LinksSection as Snapshot>::Saved,
+    local: <LocalServices as Snapshot>::Saved,
+    stats: <Stats as Snapshot>::Saved,
+    conntrack: ConntrackSaved,
+}
+
+/// A state that passed every check. It has no keys, so nothing can be looked up in it.
+#[derive(Debug)]
+pub struct Validated {
+    generation: GenerationId,
+    parents: Vec<GenerationId>,
+    links: Links,
+    routes: RouteTable,
+    rules: Rules,
+    services: LocalServices,
+    stats: Stats,
+    conntrack: hibernet_conntrack::Validated,
+    now: Instant,
+}
+
+/// A state under fresh keys. Only [`Rehashed::open`] lets traffic in.
+#[derive(Debug)]
+pub struct Rehashed {
+    stack: Stack,
+    generation: GenerationId,
+    flows: Vec<FlowReport>,
+    streams: Vec<LocalStream>,
+    now: Instant,
+}
+
+/// How an image becomes a stack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RestorePolicy {
+    /// Whether the saved stack may still live.
+    pub clone: ClonePolicy,
+    /// What the time between save and restore counts for.
+    pub time: TimePolicy,
+}
+
+/// Whether the saved stack may still live.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum ClonePolicy {
+    /// It is gone: this stack is the only heir, and every flow goes on.
+    #[default]
+    Move,
+}
+
+/// What the time between save and restore counts for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum TimePolicy {
+    /// Nothing: timers go on where they were.
+    #[default]
+    Freeze,
+}
+
+/// What the embedder hands in for the restored stack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Supplied {
+    /// Bounds of the queues.
+    pub queues: QueueLimits,
+}
+
+/// Why an image was refused. Nothing was changed.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The container is not sound.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The sections have another layout.
+    #[error("saved with schema {found:016x}, this build reads {expected:016x}; written by {writer:?}")]
+    Schema {
+        /// The image's fingerprint.
+        found: u64,
+        /// This build's.
+        expected: u64,
+        /// Who wrote it.
+        writer: String,
+    },
+    /// A section is not there.
+    #[error("section {section} is missing; written by {writer:?}")]
+    Missing {
+        /// The section.
+        section: SectionId,
+        /// Who wrote it.
+        writer: String,
+    },
+    /// A section has a layout this build does not read.
+    #[error("section {section} has version {found}, this build reads {expected}; written by {writer:?}")]
+    SectionVersion {
+        /// The section.
+        section: SectionId,
+        /// Its version.
+        found: u16,
+        /// The version this build reads.
+        expected: u16,
+        /// Who wrote it.
+        writer: String,
+    },
+    /// A section does not decode.
+    #[error("section {section}: {error}")]
+    Codec {
+        /// The section.
+        section: SectionId,
+        /// What is wrong.
+        error: CodecError,
+    },
+    /// A value is out of range.
+    #[error("section {section}: {invalid}")]
+    Invalid {
+        /// The section.
+        section: SectionId,
+        /// Where, what was found, what was expected.
+        invalid: Invalid,
+    },
+    /// Links, routes or rules do not fit together.
+    #[error("section {section}: {error}")]
+    Config {
+        /// The section.
+        section: SectionId,
+        /// What is wrong.
+        error: Box<ConfigError>,
+    },
+    /// The flows or settings of connection tracking cannot be.
+    #[error("section {section}: {0}", section = CONNTRACK)]
+    Conntrack(#[from] hibernet_conntrack::NotRestored),
+}
+
+impl Decoded {
+    /// Opens an image: every checksum is verified, every section decoded.
+    pub fn open(bytes: &[u8], limits: &Limits) -> Result<Self, RestoreError> {
+        let image = Image::parse(bytes, limits)?;
+        let header = image.header().clone();
+        let (found, expected) = (header.schema, SCHEMA.fingerprint());
+        if found != expected {
+            return Err(RestoreError::Schema { found, expected, writer: header.writer });
+        }
+        image.require_known(&SECTIONS)?;
+        Ok(Self {
+            lineage: section(&image, LINEAGE, limits)?,
+            rules: section(&image, RULES, limits)?,
+            links: section(&image, LINKS, limits)?,
+            local: section(&image, LOCAL, limits)?,
+            stats: section(&image, STATS, limits)?,
+            conntrack: section(&image, CONNTRACK, limits)?,
+            header,
+        })
+    }
+
+    /// Who saved it, and as which generation.
+    pub const fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Checks every value against everything the running stack relies on. Remaining times count from `now`.
+    pub fn validate(self, entropy: &mut Entropy, now: Instant) -> Result<Validated, RestoreError> {
+        let Self { header, lineage, rules, links, local, stats, conntrack } = self;
+        let LineageSection { parents } = valid(LINEAGE, LineageSection::restore(lineage, (), entropy))?;
+        let LinksSection { links, routes } = valid(LINKS, LinksSection::restore(links, (), entropy))?;
+        let links = checked_links(links).map_err(|error| config(LINKS, error))?;
+        let routes = RouteTable::new(&links, routes).map_err(|error| config(LINKS, error.into()))?;
+        let set = valid(RULES, RulesSection::restore(rules, (), entropy).and_then(RulesSection::into_set))?;
+        Ok(Validated {
+            generation: header.generation,
+            parents,
+            rules: Rules::load(set, &links).map_err(|error| config(RULES, error.into()))?,
+            links,
+            routes,
+            services: valid(LOCAL, LocalServices::restore(local, (), entropy))?,
+            stats: valid(STATS, Stats::restore(stats, (), entropy))?,
+            conntrack: hibernet_conntrack::Validated::check(conntrack, now, entropy)?,
+            now,
+        })
+    }
+}
+
+impl Validated {
+    /// Draws every key afresh from `entropy`, which is wiped afterwards, and files every flow under them.
+    pub fn rehash(self, mut entropy: Entropy, policy: RestorePolicy) -> Result<Rehashed, RestoreError> {
+        let Self { generation, parents, links, routes, rules, services, stats, conntrack, now } = self;
+        let RestorePolicy { clone: ClonePolicy::Move, time: TimePolicy::Freeze } = policy;
+        let records = conntrack.flows();
+        let conntrack = conntrack.rehash(&mut entropy)?;
+        let (flows, streams) = reset::sort_out(&records, &links);
+        let mut lineage = parents;
+        lineage.push(generation);
+        let queues = QueueLimits::default();
+        let stack = Stack {
+            local: Local::new(services, &links, &mut entropy),
+            links,
+            routes,
+            rules,
+            conntrack,
+            stats,
+            events: EventQueue::new(queues.events),
+            egress: VecDeque::new(),
+            work: VecDeque::new(),
+            queues,
+            ip_ids: WireChoices::redraw(&mut entropy),
+            lineage,
+            told: now,
+        };
+        Ok(Rehashed { stack, generation, flows, streams, now })
+    }
+}
+
+impl Rehashed {
+    /// Opens the stack for traffic. Peers of connections that cannot go on are reset at once: the resets are the first
+    /// packets in [`Stack::egress`], and pass OUTPUT and NAT as any packet of this host does.
+    pub fn open(self, supplied: Supplied) -> (Stack, RestoreReport) {
+        let Self { mut stack, generation, flows, streams, now } = self;
+        let Supplied { queues } = supplied;
+        stack.queues = queues;
+        stack.events = EventQueue::new(queues.events);
+        for stream in streams {
+            stream.end(&mut stack, now);
+        }
+        (stack, RestoreReport::new(generation, flows))
+    }
+
+    /// The restored connection tracking, to look at before any traffic.
+    pub const fn conntrack(&self) -> &Conntrack {
+        &self.stack.conntrack
+    }
+}
+
+fn section<T: DeserializeOwned>(image: &Image<'_>, section: SectionId, limits: &Limits) -> Result<T, RestoreError> {
+    let writer = || image.header().writer.clone();
+    let found = image.section(section).ok_or_else(|| RestoreError::Missing { section, writer: writer() })?;
+    if found.version != SECTION_VERSION {
+        let (found, expected) = (found.version, SECTION_VERSION);
+        return Err(RestoreError::SectionVersion { section, found, expected, writer: writer() });
+    }
+    decode(found.body, limits).map_err(|error| RestoreError::Codec { section, error })
+}
+
+fn valid<T>(section: SectionId, result: Result<T, Invalid>) -> Result<T, RestoreError> {
+    result.map_err(|invalid| RestoreError::Invalid { section, invalid })
+}
+
+fn config(section: SectionId, error: ConfigError) -> RestoreError {
+    RestoreError::Config { section, error: Box::new(error) }
+}

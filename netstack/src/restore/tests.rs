@@ -1,0 +1,164 @@
+use hibernet_snapshot::image::Limits;
+use hibernet_snapshot::{Entropy, GenerationId, Instant};
+
+use crate::restore::{Decoded, RestorePolicy, Supplied};
+use crate::test_stack::{Version, config, outcome, play, stack};
+use crate::{FlowOutcome, RestoreReport, Ruleset, Stack};
+
+const GATEWAY: &str = r#"{"policy":{"input":"drop","forward":"drop"},"rules":[
+    {"chain":"input","action":"accept"},
+    {"chain":"forward","match":{"ctstate":["established","related"]},"action":"accept"},
+    {"chain":"forward","match":{"iif":"in","ctstate":["new"]},"action":"accept"},
+    {"chain":"srcnat","match":{"oif":"out"},"action":"masquerade fully-random"},
+    {"chain":"dstnat","match":{"iif":"in","proto":"tcp","dport":80,"daddr":"198.51.100.11"},"action":{"redirect":7}}]}"#;
+
+const GENERATION: GenerationId = GenerationId([7; 16]);
+
+fn restored(image: &[u8], seed: u64, now: Instant) -> (Stack, RestoreReport) {
+    let mut entropy = Entropy::from_test_seed(seed);
+    let validated = Decoded::open(image, &Limits::default()).unwrap().validate(&mut entropy, now).unwrap();
+    validated.rehash(entropy, RestorePolicy::default()).unwrap().open(Supplied::default())
+}
+
+/// A stack with a masqueraded connection, a ping and a datagram flow of each IP version.
+fn busy() -> Stack {
+    let mut stack = stack(GATEWAY);
+    for version in [Version::V4, Version::V6] {
+        for words in ["tcp client:1000 > server:80 S seq=5", "udp client:2000 > server:53", "ping client > server id=3"]
+        {
+            play(&mut stack, version, "in", words);
+            outcome(&mut stack, version);
+        }
+    }
+    stack
+}
+
+#[test]
+fn a_restored_stack_saves_to_the_same_bytes() {
+    let image = busy().save(GENERATION, Instant::ZERO).unwrap();
+    let (second, report) = restored(&image, 2, Instant::from_secs(5000));
+    assert_eq!((report.kept, report.reset, report.dropped), (6, 0, 0));
+    assert_eq!(second.save(GENERATION, Instant::from_secs(5000)).unwrap(), image);
+    let (third, _) = restored(&image, 3, Instant::ZERO);
+    assert_eq!(third.save(GENERATION, Instant::ZERO).unwrap(), image);
+}
+
+#[test]
+fn a_masqueraded_connection_goes_on_under_new_keys() {
+    for version in [Version::V4, Version::V6] {
+        let mut source = stack(GATEWAY);
+        play(&mut source, version, "in", "tcp client:1000 > server:80 S seq=5");
+        let syn = outcome(&mut source, version).pop().unwrap();
+        let port: u16 = syn.split("public:").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        let image = source.save(GENERATION, Instant::ZERO).unwrap();
+        let (mut heir, _) = restored(&image, 2, Instant::ZERO);
+        play(&mut heir, version, "out", &format!("tcp server:80 > public:{port} SA seq=9 ack=6"));
+        assert_eq!(outcome(&mut heir, version), ["in: tcp server:80 > client:1000 SA ttl=63"]);
+        play(&mut heir, version, "out", &format!("tcp server2:80 > public:{port} SA seq=9 ack=6"));
+        assert_eq!(
+            outcome(&mut heir, version).last().unwrap(),
+            &format!("out: tcp public:{port} > server2:80 R ttl=64")
+        );
+    }
+}
+
+#[test]
+fn the_rules_come_back_with_their_counters() {
+    let source = busy();
+    let (heir, _) = restored(&source.save(GENERATION, Instant::ZERO).unwrap(), 2, Instant::ZERO);
+    assert_eq!(heir.rules(), source.rules());
+    assert!(heir.rules().chain("srcnat").unwrap().rules[0].counters.packets == 6);
+    assert_eq!(heir.hooks(), source.hooks());
+    assert_eq!(heir.stats(), source.stats());
+    assert_eq!(heir.flows(Instant::ZERO), source.flows(Instant::ZERO));
+}
+
+#[test]
+fn a_connection_of_the_host_itself_is_reset_in_the_name_it_was_known_by() {
+    let mut source = stack(GATEWAY);
+    for words in ["tcp client:4000 > server2:80 S seq=100", "tcp client:5000 > gateway:7 S seq=100"] {
+        play(&mut source, Version::V4, "in", words);
+        assert!(outcome(&mut source, Version::V4)[0].contains(" SA "));
+    }
+    let image = source.save(GENERATION, Instant::ZERO).unwrap();
+    let (mut heir, report) = restored(&image, 2, Instant::ZERO);
+    assert_eq!((report.kept, report.reset), (0, 2));
+    assert!(report.flows.iter().all(|flow| matches!(flow.outcome, FlowOutcome::Reset(_))));
+    let told = outcome(&mut heir, Version::V4);
+    assert!(told.iter().any(|line| line.starts_with("in: tcp server2:80 > client:4000 AR")), "{told:?}");
+    assert!(told.iter().any(|line| line.starts_with("in: tcp gateway:7 > client:5000 AR")), "{told:?}");
+    assert!(heir.flows(Instant::ZERO).is_empty());
+}
+
+#[test]
+fn the_lineage_grows_with_every_generation_and_is_bounded() {
+    let mut stack = busy();
+    for number in 1..=70 {
+        let image = stack.save(GenerationId([number; 16]), Instant::ZERO).unwrap();
+        let (heir, report) = restored(&image, u64::from(number), Instant::ZERO);
+        assert_eq!(report.parent, GenerationId([number; 16]));
+        assert_eq!(heir.save(GenerationId([number; 16]), Instant::ZERO).unwrap(), image);
+        stack = heir;
+    }
+    assert_eq!(stack.lineage().len(), 65);
+    assert_eq!(stack.lineage().last(), Some(&GenerationId([70; 16])));
+}
+
+#[test]
+fn no_key_and_no_hash_is_in_an_image_and_every_planted_one_is_found() {
+    let stack = busy();
+    let image = stack.save(GENERATION, Instant::ZERO).unwrap();
+    let report = stack.canary_scan(&image);
+    assert_eq!(report.hits, []);
+    assert!(report.key_windows > 0 && report.hashes > 0);
+    let planted = stack.canary().planted(&image, &mut Entropy::from_test_seed(9));
+    assert_eq!(planted, report.key_windows);
+}
+
+#[test]
+fn a_restore_shares_no_key_with_its_source_or_with_another_restore() {
+    let source = busy();
+    let image = source.save(GENERATION, Instant::ZERO).unwrap();
+    let (one, _) = restored(&image, 2, Instant::ZERO);
+    let (other, _) = restored(&image, 3, Instant::ZERO);
+    let mut keys: Vec<u64> = [source, one, other].iter().flat_map(|s| s.key_fingerprints()).map(|(_, k)| k).collect();
+    let all = keys.len();
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!(keys.len(), all);
+    assert_eq!(all, 12);
+}
+
+#[test]
+fn every_flipped_byte_and_every_truncation_is_refused() {
+    let image = busy().save(GENERATION, Instant::ZERO).unwrap();
+    for at in 0..image.len() {
+        let mut flipped = image.clone();
+        flipped[at] ^= 0x10;
+        assert!(Decoded::open(&flipped, &Limits::default()).is_err(), "byte {at}");
+        assert!(Decoded::open(&image[..at], &Limits::default()).is_err(), "length {at}");
+    }
+}
+
+#[test]
+fn a_save_that_would_write_timers_too_long_is_refused() {
+    let mut stack = busy();
+    let now = Instant::from_secs(10);
+    let error = stack.save(GENERATION, now).unwrap_err();
+    assert!(error.to_string().ends_with("call poll first"), "{error}");
+    stack.poll(now);
+    assert!(stack.save(GENERATION, now).is_ok());
+}
+
+#[test]
+fn a_stack_without_rules_restores_closed() {
+    let source = Stack::new(config(Ruleset::default()), Entropy::from_test_seed(1), Instant::ZERO).unwrap();
+    let (mut heir, _) = restored(&source.save(GENERATION, Instant::ZERO).unwrap(), 2, Instant::ZERO);
+    play(&mut heir, Version::V4, "in", "udp client:1 > server:53");
+    assert_eq!(outcome(&mut heir, Version::V4), ["drop policy"]);
+}
+
+#[test]
+fn the_schema_changes_only_on_purpose() {
+    insta::assert_snapshot!(crate::image::SCHEMA.text());
+}
