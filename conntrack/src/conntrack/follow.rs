@@ -111,11 +111,12 @@ impl Conntrack {
                 }
                 Some(self.attach(slot, direction, state, None))
             }
-            Outcome::Ignore(reason) => {
-                if self.note(slot, direction, false) {
+            Outcome::Ignore { why, changed } => {
+                let news = self.note(slot, direction, false);
+                if news || changed {
                     self.report(EventKind::Update, slot);
                 }
-                Some(self.attach(slot, direction, state, reason))
+                Some(self.attach(slot, direction, state, why))
             }
             Outcome::Invalid(reason) => Some(self.invalid(reason)),
             Outcome::InvalidEnding { why, least, most } => {

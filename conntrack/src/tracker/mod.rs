@@ -68,9 +68,13 @@ pub(crate) enum Outcome {
         /// The protocol's state is another: an UPDATE event.
         changed: bool,
     },
-    /// Passes as part of the flow, marks it as answered if it is the first reply; refreshes and counts nothing. Without a
-    /// reason where there is nothing wrong with it.
-    Ignore(Option<IgnoreReason>),
+    /// Passes as part of the flow, marks it as answered if it is the first reply; refreshes and counts nothing.
+    Ignore {
+        /// Why; `None` where nothing is wrong with it.
+        why: Option<IgnoreReason>,
+        /// The protocol's state is another all the same: an UPDATE event.
+        changed: bool,
+    },
     /// INVALID.
     Invalid(InvalidReason),
     /// INVALID, and both sides seem to be through: a flow that has `least` seconds or more left shall have `most` at most.
@@ -92,6 +96,11 @@ impl Outcome {
     /// Accepted, with nothing to tell but the timeout.
     const fn refreshed(timeout: u32) -> Self {
         Self::Accept { timeout, assure: false, changed: false }
+    }
+
+    /// Ignored for a reason.
+    const fn ignored(why: IgnoreReason) -> Self {
+        Self::Ignore { why: Some(why), changed: false }
     }
 }
 

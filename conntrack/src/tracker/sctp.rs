@@ -33,12 +33,7 @@ pub(super) fn open(packet: &Packet<'_>, sysctls: &Sysctls) -> Result<Opened, Inv
 }
 
 /// Follows an association with its next packet.
-pub(super) fn update(
-    track: &mut SctpTrack,
-    packet: &Packet<'_>,
-    direction: Direction,
-    sysctls: &Sysctls,
-) -> Outcome {
+pub(super) fn update(track: &mut SctpTrack, packet: &Packet<'_>, direction: Direction, sysctls: &Sysctls) -> Outcome {
     let before = track.state;
     match read(packet).and_then(|(tag, chunks)| follow(track, tag, chunks, direction)) {
         Ok(Heed::Heeded) => Outcome::Accept {
@@ -46,7 +41,7 @@ pub(super) fn update(
             assure: track.state == SctpState::Established,
             changed: track.state != before,
         },
-        Ok(Heed::Unheeded) => Outcome::Ignore(None),
+        Ok(Heed::Unheeded) => Outcome::Ignore { why: None, changed: track.state != before },
         Err(why) => Outcome::Invalid(why),
     }
 }
@@ -162,11 +157,14 @@ fn check_heartbeat(track: &mut SctpTrack, tag: u32, kind: Kind, direction: Direc
 /// An INIT names the tag its sender is to be addressed by.
 fn take_init(track: &mut SctpTrack, chunk: &Chunk<'_>, direction: Direction) -> Result<(), InvalidReason> {
     let tag = chunk.initiate_tag().ok_or(InvalidReason::SctpChunks)?;
-    let (own, other) = (init_seen(direction), init_seen(direction.opposite()));
-    if track.flags & own != 0 {
-        track.flags &= !other;
+    // Repeated with the tag that is known already, it begins no handshake.
+    if track.state == SctpState::None || tag != expected(track, direction.opposite()) {
+        let (own, other) = (init_seen(direction), init_seen(direction.opposite()));
+        if track.flags & own != 0 {
+            track.flags &= !other;
+        }
+        track.flags |= own;
     }
-    track.flags |= own;
     *expected_mut(track, direction.opposite()) = tag;
     Ok(())
 }

@@ -82,7 +82,7 @@ fn follow(
         }
         Step::Ignore | Step::Restart => {
             remember_ignored(track, segment, direction);
-            return Outcome::Ignore(Some(IgnoreReason::TcpState { kind, direction, state: before }));
+            return Outcome::ignored(IgnoreReason::TcpState { kind, direction, state: before });
         }
         Step::Invalid => {
             return Outcome::Invalid(InvalidReason::TcpState { kind, direction, state: before });
@@ -91,7 +91,7 @@ fn follow(
     match (next, kind) {
         (TcpState::TimeWait, TcpSegmentKind::Ack) if is_challenge_ack(track, direction) => {
             track.last_flags &= !TcpSideFlags::EXP_CHALLENGE_ACK.bits();
-            return Outcome::Ignore(Some(IgnoreReason::TcpChallengeAck));
+            return Outcome::ignored(IgnoreReason::TcpChallengeAck);
         }
         (TcpState::SynSent2, _) => track.last_flags |= TcpSideFlags::SIMULTANEOUS_OPEN.bits(),
         (TcpState::SynRecv, TcpSegmentKind::Ack)
@@ -110,7 +110,7 @@ fn follow(
     if windowed {
         match window::fit(track, segment, direction, sysctls.tcp_be_liberal) {
             Fit::Inside => {}
-            Fit::Ignore(why) => return Outcome::Ignore(Some(why)),
+            Fit::Ignore(why) => return Outcome::ignored(why),
             Fit::Invalid(why) => return ending(track, kind, direction, status, sysctls, why),
         }
     }
@@ -124,7 +124,7 @@ fn follow(
         match (from, kind) {
             (_, TcpSegmentKind::Rst) => return Outcome::Remove,
             // A SYN that is sent again and again shall not keep the flow.
-            (TcpState::SynSent, TcpSegmentKind::Syn) => return Outcome::Ignore(None),
+            (TcpState::SynSent, TcpSegmentKind::Syn) => return Outcome::Ignore { why: None, changed: from != next },
             _ => {}
         }
     }

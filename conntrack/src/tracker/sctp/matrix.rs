@@ -32,12 +32,7 @@ fn unopened(kind: Kind, direction: Direction) -> Option<SctpState> {
     match (kind, direction) {
         (_, Direction::Reply) => None,
         (
-            Kind::Init
-            | Kind::InitAck
-            | Kind::HeartbeatAck
-            | Kind::Shutdown
-            | Kind::Error
-            | Kind::CookieEcho,
+            Kind::Init | Kind::InitAck | Kind::HeartbeatAck | Kind::Shutdown | Kind::Error | Kind::CookieEcho,
             Direction::Original,
         ) => Some(SctpState::Closed),
         (Kind::ShutdownAck, Direction::Original) => Some(SctpState::ShutdownAckSent),
