@@ -9,6 +9,7 @@ use crate::attachment::{Attached, Attachment, Binding};
 use crate::event::EventKind;
 use crate::headers::{Parsed, parse};
 use crate::nat::{Manip, NatRange, Search, rewrite, rewrite_quoted, translation, unique_tuple};
+use crate::protocol::{ProtocolState, TcpState};
 use crate::status::{CtState, Status};
 use crate::tuple::{Direction, Tuple, Zone, proto};
 
@@ -95,6 +96,23 @@ impl Conntrack {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// The router resets the flow of a packet that a rule rejects: a TCP flow in the table is in state CLOSE from now on,
+    /// whatever it was, and goes after `tcp_timeout_close`.
+    pub fn set_closing(&mut self, attachment: &Attachment, now: Instant) {
+        let flows = self.table.flows_mut();
+        flows.advance(now);
+        let clock = flows.clock();
+        let Some(slot) = attachment.handle().and_then(|handle| flows.slot(handle)) else { return };
+        let Some(core) = flows.core_mut(slot) else { return };
+        let ProtocolState::Tcp(mut track) = core.protocol(clock, now) else { return };
+        let before = core::mem::replace(&mut track.state, TcpState::Close);
+        core.set_protocol(&ProtocolState::Tcp(track), clock);
+        flows.set_timeout(slot, self.sysctls.tcp_timeout_close);
+        if before != TcpState::Close {
+            self.report(EventKind::Update, slot);
         }
     }
 

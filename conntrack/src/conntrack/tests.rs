@@ -304,6 +304,26 @@ fn an_error_that_quotes_a_translated_packet_finds_its_flow_by_the_answer() {
 }
 
 #[test]
+fn a_flow_that_the_router_resets_is_closed_and_says_so_once() {
+    let mut conntrack = conntrack(10, 1);
+    conntrack.set_sysctl("nf_conntrack_tcp_timeout_close", "7").unwrap();
+    let syn = tcp(CLIENT, 1000, SERVER, 80, SYN, 1, 0);
+    let unconfirmed = track(&mut conntrack, &syn).unwrap();
+    conntrack.set_closing(&unconfirmed, START);
+    assert!(conntrack.is_empty());
+    pass(&mut conntrack, &syn, None, START).unwrap();
+    assert_eq!(conntrack.next_event().map(|event| event.kind), Some(EventKind::New));
+    let rejected = track(&mut conntrack, &syn).unwrap();
+    for _ in 0..2 {
+        conntrack.set_closing(&rejected, START);
+    }
+    let flow = conntrack.flows().remove(0);
+    assert!(flow.to_string().starts_with("tcp      6 7 CLOSE "), "{flow}");
+    assert_eq!(conntrack.next_event().map(|event| event.kind), Some(EventKind::Update));
+    assert_eq!(conntrack.next_event(), None);
+}
+
+#[test]
 fn marks_are_kept_in_the_flow_and_seen_by_its_answers() {
     let mut conntrack = conntrack(10, 1);
     let mut attachment = track(&mut conntrack, &udp(CLIENT, 1, SERVER, 53)).unwrap();
