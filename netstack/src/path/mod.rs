@@ -52,7 +52,7 @@ impl Stack {
                 }
                 Verdict::Reject(with) => {
                     self.note_drop(DropReason::Reject, Some(hook), judge, &packet);
-                    self.answer_reject(with, &packet);
+                    self.answer_reject(with, &packet, now);
                     return Err(Some(DropReason::Reject));
                 }
             }
@@ -113,7 +113,7 @@ impl Stack {
         self.queue_answer(answer, packet);
     }
 
-    fn answer_reject(&mut self, with: RejectWith, packet: &Packet) {
+    fn answer_reject(&mut self, with: RejectWith, packet: &Packet, now: Instant) {
         match with {
             RejectWith::PortUnreachable if transport_checksum_holds(packet.bytes(), packet.parsed()) => {
                 self.answer_icmp(IcmpError::Port, packet);
@@ -122,7 +122,12 @@ impl Stack {
             RejectWith::TcpReset => {
                 let may = icmp::may_answer(packet.bytes(), packet.parsed(), &self.links, IcmpError::Port);
                 let reset = if may { Reset::answering(packet.bytes(), packet.parsed()) } else { None };
-                self.queue_answer(reset.and_then(|reset| reset.datagram()), packet);
+                let reset = reset.and_then(|reset| reset.datagram());
+                if reset.is_some() {
+                    self.conntrack.set_closing(packet.attachment(), now);
+                    self.collect_conntrack_events();
+                }
+                self.queue_answer(reset, packet);
             }
         }
     }

@@ -338,3 +338,16 @@ proptest! {
         prop_assert!(stack.stats().received > 0);
     }
 }
+
+#[test]
+fn a_connection_that_a_rule_resets_is_closed_in_the_table() {
+    let rules = r#"[{"chain":"forward","match":{"ctstate":["established"],"ctdir":"original"},"action":"reject-tcp"}]"#;
+    for version in [Version::V4, Version::V6] {
+        let mut stack = stack(rules);
+        play(&mut stack, version, "in", "tcp client:1000 > server:80 S");
+        play(&mut stack, version, "out", "tcp server:80 > client:1000 SA ack=1");
+        play(&mut stack, version, "in", "tcp client:1000 > server:80 A seq=1 ack=1");
+        let flow = stack.flows(Instant::ZERO).remove(0).to_string();
+        assert!(flow.starts_with("tcp      6 10 CLOSE "), "{flow}");
+    }
+}
