@@ -107,6 +107,8 @@ drop_reasons! {
     EchoBroadcast = 85, "echo_broadcast";
     /// Nothing here listens to this multicast or broadcast.
     NoListener = 86, "no_listener";
+    /// A TCP segment of no connection and to no listener; the sender was sent a reset.
+    NoConnection = 87, "no_connection";
 
     /// The queue of packets on their way out is full.
     EgressFull = 96, "egress_full";

@@ -6,7 +6,7 @@ use hibernet_conntrack::{Parsed, proto};
 use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, IpProtocol, Ipv4Packet};
 
 use crate::link::Links;
-use crate::reject::{V4_HEADER, V6_HEADER, header};
+use crate::reject::{V4_HEADER, V6_HEADER, header, set_tos};
 use crate::route::is_broadcast;
 
 /// What a sender is told.
@@ -33,12 +33,12 @@ pub(crate) enum IcmpError {
 /// or one whose source does not name a single host.
 pub(crate) fn may_answer(bytes: &[u8], parsed: &Parsed, links: &Links, error: IcmpError) -> bool {
     let Parsed { src, dst, .. } = *parsed;
-    let source_is_one_host = !(src.is_unspecified() || src.is_multicast() || src.is_loopback() && !dst.is_loopback())
-        && !is_broadcast(links, src);
+    let unreachable_source = src.is_loopback() && !dst.is_loopback();
+    let source_is_many = src.is_unspecified() || src.is_multicast() || is_broadcast(links, src);
     let to_many = (dst.is_multicast() || is_broadcast(links, dst))
         && !(dst.is_ipv6() && matches!(error, IcmpError::TooBig { .. }));
     let later_fragment = parsed.fragment.is_some_and(|fragment| fragment.offset > 0);
-    source_is_one_host && !to_many && !later_fragment && !is_error(bytes, parsed)
+    !source_is_many && !unreachable_source && !to_many && !later_fragment && !is_error(bytes, parsed)
 }
 
 /// The datagram that tells the sender of `bytes`, from `source`. `id` is IPv4's identification.
@@ -53,6 +53,29 @@ pub(crate) fn error(bytes: &[u8], parsed: &Parsed, error: IcmpError, source: IpA
     }
 }
 
+/// The answer to a timestamp request, and where it goes; `None` for anything else (RFC 792).
+///
+/// The times say nothing: this host has no time of day, and sets the high bit, which is how one says so.
+pub(crate) fn timestamp_reply(bytes: &[u8], parsed: &Parsed, source: IpAddr, id: u16) -> Option<Vec<u8>> {
+    let request = parsed.l4(bytes);
+    if parsed.proto != proto::ICMP || request.first() != Some(&TIMESTAMP) {
+        return None;
+    }
+    let asked = request.get(4..12)?;
+    let mut datagram = header(source, parsed.src, IpProtocol::Icmp, TIMESTAMP_LEN)?;
+    set_tos(&mut datagram, bytes.get(1).copied().unwrap_or(0));
+    let mut ip = Ipv4Packet::new_unchecked(datagram.as_mut_slice());
+    ip.set_ident(id);
+    ip.set_dont_frag(false);
+    ip.fill_checksum();
+    let message = datagram.get_mut(V4_HEADER..)?;
+    message.get_mut(..1)?.copy_from_slice(&[TIMESTAMP_REPLY]);
+    message.get_mut(4..12)?.copy_from_slice(asked);
+    message.get_mut(12..TIMESTAMP_LEN)?.copy_from_slice(&[0x80, 0, 0, 0, 0x80, 0, 0, 0]);
+    Icmpv4Packet::new_unchecked(message).fill_checksum();
+    Some(datagram)
+}
+
 fn error_v4(bytes: &[u8], parsed: &Parsed, error: IcmpError, source: IpAddr, id: u16) -> Option<Vec<u8>> {
     let (kind, code, rest) = match error {
         IcmpError::NoRoute => (3, 0, 0),
@@ -64,9 +87,7 @@ fn error_v4(bytes: &[u8], parsed: &Parsed, error: IcmpError, source: IpAddr, id:
     let quote = bytes.get(..bytes.len().min(V4_QUOTE))?;
     let mut datagram = header(source, parsed.src, IpProtocol::Icmp, quote.len().saturating_add(ICMP_HEADER))?;
     let tos = bytes.get(1).copied().unwrap_or(0) & TOS_KEPT | INTERNETWORK_CONTROL;
-    if let Some(field) = datagram.get_mut(1) {
-        *field = tos;
-    }
+    set_tos(&mut datagram, tos);
     let mut ip = Ipv4Packet::new_unchecked(datagram.as_mut_slice());
     ip.set_ident(id);
     ip.set_dont_frag(false);
@@ -134,6 +155,10 @@ const V4_QUOTE: usize = 576 - V4_HEADER - ICMP_HEADER;
 /// Most that an IPv6 error quotes: the error fits in the least MTU (RFC 4443, section 2.4 c).
 const V6_QUOTE: usize = 1280 - V6_HEADER - ICMP_HEADER;
 const ICMP_HEADER: usize = 8;
+const TIMESTAMP: u8 = 13;
+const TIMESTAMP_REPLY: u8 = 14;
+/// Type, code, checksum, identifier, sequence number and three times.
+const TIMESTAMP_LEN: usize = 20;
 /// Precedence 6 (RFC 1812, section 4.3.2.5).
 const INTERNETWORK_CONTROL: u8 = 0xc0;
 /// The bits of the offending packet's type of service that its error keeps.

@@ -24,6 +24,8 @@ pub(crate) struct Reset {
     pub(crate) dport: u16,
     pub(crate) seq: u32,
     pub(crate) ack: Option<u32>,
+    /// Type of service, or traffic class.
+    pub(crate) tos: u8,
 }
 
 impl Reset {
@@ -47,13 +49,25 @@ impl Reset {
             let next = segment.seq_number().0.cast_unsigned().wrapping_add(u32::try_from(taken).unwrap_or(0));
             (0, Some(next))
         };
-        Some(Self { src: parsed.dst, dst: parsed.src, sport: segment.dst_port(), dport: segment.src_port(), seq, ack })
+        let (sport, dport) = (segment.dst_port(), segment.src_port());
+        Some(Self { src: parsed.dst, dst: parsed.src, sport, dport, seq, ack, tos: 0 })
+    }
+
+    /// The reset with the type of service of the segment it answers: so a closed port answers, but not a rule.
+    pub(crate) fn with_tos_of(mut self, bytes: &[u8]) -> Self {
+        self.tos = match bytes {
+            [first, second, ..] if first >> 4 == 6 => first << 4 | second >> 4,
+            [_, tos, ..] => *tos,
+            _ => 0,
+        };
+        self
     }
 
     /// The datagram: id 0, don't-fragment, time to live 64, as the kernel sends it. `None` if the families differ.
     pub(crate) fn datagram(&self) -> Option<Vec<u8>> {
-        let Self { src, dst, sport, dport, seq, ack } = *self;
+        let Self { src, dst, sport, dport, seq, ack, tos } = *self;
         let mut bytes = header(src, dst, IpProtocol::Tcp, TCP_HEADER)?;
+        set_tos(&mut bytes, tos);
         let start = bytes.len().saturating_sub(TCP_HEADER);
         let mut segment = TcpPacket::new_unchecked(bytes.get_mut(start..)?);
         segment.set_src_port(sport);
@@ -112,6 +126,21 @@ pub(crate) fn header(src: IpAddr, dst: IpAddr, protocol: IpProtocol, payload: us
     }
 }
 
+/// Sets IPv4's type of service or IPv6's traffic class.
+pub(crate) fn set_tos(bytes: &mut [u8], tos: u8) {
+    match bytes {
+        [first, second, ..] if *first >> 4 == 6 => {
+            *first = 0x60 | tos >> 4;
+            *second = *second & 0x0f | tos << 4;
+        }
+        [_, field, ..] => {
+            *field = tos;
+            Ipv4Packet::new_unchecked(bytes).fill_checksum();
+        }
+        _ => {}
+    }
+}
+
 /// Length of an IPv4 header without options.
 pub(crate) const V4_HEADER: usize = 20;
 /// Length of an IPv6 header without extensions.
@@ -143,6 +172,19 @@ mod tests {
         let data = unhex("4500002d424240004006c4490a000002c633640a00020063000003e9000013895018ffff5dad00000001020304");
         let expected = "450000280000400040060691c633640a0a0000020063000200001389000000005004000067b30000";
         assert_eq!(hex(&answer(&data).unwrap()), expected);
+    }
+
+    #[test]
+    fn the_reset_of_a_closed_port_keeps_the_type_of_service() {
+        let mut syn = tcp("10.0.0.2:5", "10.0.0.1:99", "S", 5, 0, b"");
+        set_tos(&mut syn, 0x10);
+        let reset = Reset::answering(&syn, &parse(&syn).unwrap()).unwrap().with_tos_of(&syn);
+        let expected = "4510002800004000400626be0a0000010a000002006300050000000000000006501400009b600000";
+        assert_eq!(hex(&reset.datagram().unwrap()), expected);
+        let mut syn = tcp("[fd00::2]:5", "[fd00::1]:99", "S", 5, 0, b"");
+        set_tos(&mut syn, 0x14);
+        let reset = Reset::answering(&syn, &parse(&syn).unwrap()).unwrap().with_tos_of(&syn);
+        assert_eq!(reset.datagram().unwrap()[..2], [0x61, 0x40]);
     }
 
     #[test]

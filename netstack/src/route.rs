@@ -142,6 +142,10 @@ impl RouteTable {
         {
             return Decision::Drop(DropReason::Scope);
         }
+        // A link-local destination is reached on its own link or not at all, and no link here says which are on it.
+        if is_link_local(dst) {
+            return Decision::Unroutable;
+        }
         match self.next_hop(dst) {
             Some(hop) => Decision::Forward(hop),
             None => Decision::Unroutable,
@@ -369,6 +373,14 @@ mod tests {
         ] {
             assert_eq!(table.input(&links, iif, ip(src), ip(dst)), expected, "{src} > {dst}");
         }
+    }
+
+    #[test]
+    fn a_default_route_does_not_lead_to_link_local_destinations() {
+        let links = links();
+        let table = table(&links, &[("::/0", None, "out")]);
+        let iif = links.id("in").unwrap();
+        assert_eq!(table.input(&links, iif, ip("fd00:10::2"), ip("fe80::9")), Decision::Unroutable);
     }
 
     #[test]

@@ -225,6 +225,7 @@ impl Stack {
 
     /// The next event.
     pub fn next_event(&mut self) -> Option<StackEvent> {
+        self.collect_conntrack_events();
         self.events.pop()
     }
 

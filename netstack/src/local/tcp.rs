@@ -52,8 +52,6 @@ pub(super) struct Connections {
     flows: BTreeMap<TcpHandle, Connection>,
     listeners: BTreeMap<TcpListener, Listener>,
     next: u64,
-    /// What answers segments of no connection.
-    nobody: SocketSet<'static>,
 }
 
 /// One connection in a set of its own.
@@ -80,13 +78,7 @@ struct Listener {
 
 impl Connections {
     pub(super) fn new(echo: Option<u16>, wire: Wire) -> Self {
-        let mut connections = Self {
-            wire,
-            flows: BTreeMap::new(),
-            listeners: BTreeMap::new(),
-            next: 0,
-            nobody: SocketSet::new(Vec::new()),
-        };
+        let mut connections = Self { wire, flows: BTreeMap::new(), listeners: BTreeMap::new(), next: 0 };
         if let Some(port) = echo {
             // Port 0 was refused, and no other listener is there yet that could have the port.
             let _echo = connections.listen(ANY, port, Owner::Echo);
@@ -124,8 +116,7 @@ impl Connections {
         }
         let full = self.flows.len() >= MAX_CONNECTIONS;
         let Some(listener) = self.listener(local).filter(|_| opening) else {
-            self.wire.feed(datagram, &mut self.nobody, now);
-            return Ok(());
+            return Err(DropReason::NoConnection);
         };
         if full || listener.arrived.len() >= BACKLOG {
             return Err(DropReason::LocalBacklogFull);
@@ -184,7 +175,10 @@ impl core::fmt::Debug for Connections {
 
 impl Connection {
     fn new(owner: Owner) -> Self {
-        let socket = Socket::new(SocketBuffer::new(vec![0; RECEIVE_BUFFER]), SocketBuffer::new(vec![0; SEND_BUFFER]));
+        let mut socket =
+            Socket::new(SocketBuffer::new(vec![0; RECEIVE_BUFFER]), SocketBuffer::new(vec![0; SEND_BUFFER]));
+        // A kernel's connection acknowledges its first segments at once, and so does this one all of them.
+        socket.set_ack_delay(None);
         let mut sockets = SocketSet::new(Vec::new());
         let socket = sockets.add(socket);
         Self { sockets, socket, owner, due: None }
@@ -219,7 +213,7 @@ impl Connection {
 }
 
 impl Local {
-    /// Gives a segment to its connection, to a listener, or to nobody, who answers with a reset.
+    /// Gives a segment to its connection or to a listener.
     pub(crate) fn feed_segment(&mut self, segment: Segment, datagram: Vec<u8>, now: Instant) -> Result<(), DropReason> {
         self.tcp.feed(segment, datagram, now)
     }

@@ -8,10 +8,10 @@ use smoltcp::wire::{TcpPacket, UdpPacket};
 
 use crate::drop_reason::DropReason;
 use crate::hook::Hook;
-use crate::icmp::IcmpError;
+use crate::icmp::{IcmpError, timestamp_reply};
 use crate::local::Segment;
 use crate::packet::Packet;
-use crate::reject::transport_checksum_holds;
+use crate::reject::{Reset, transport_checksum_holds};
 use crate::stack::Stack;
 use crate::stats::count;
 
@@ -76,12 +76,37 @@ impl Stack {
     fn deliver_tcp(&mut self, packet: Packet, segment: Segment, now: Instant) {
         match self.local.feed_segment(segment, plain(&packet, packet.dst()), now) {
             Ok(()) => {}
-            Err(reason) => self.drop_packet(reason, &packet),
+            Err(reason) => {
+                self.drop_packet(reason, &packet);
+                if reason == DropReason::NoConnection {
+                    self.refuse_segment(&packet, now);
+                }
+            }
         }
     }
 
-    /// Echo requests are answered; errors and answers have nobody here who waits for them.
+    /// The reset of a closed port. Unlike the one a rule asks for it is tracked like any packet of this host.
+    fn refuse_segment(&mut self, packet: &Packet, now: Instant) {
+        let reset = Reset::answering(packet.bytes(), packet.parsed());
+        let reset = reset.and_then(|reset| reset.with_tos_of(packet.bytes()).datagram());
+        match reset {
+            Some(datagram) => {
+                count(&mut self.stats.errors_sent);
+                // Its sender is this host; the drop of a reset is counted.
+                let _outcome = self.originate(datagram, now);
+            }
+            None => count(&mut self.stats.errors_suppressed),
+        }
+    }
+
+    /// Echo and timestamp requests are answered; errors and answers have nobody here who waits for them.
     fn deliver_icmp(&mut self, packet: Packet, group: bool, now: Instant) {
+        let id = u16::try_from(self.next_ip_id() & 0xffff).unwrap_or(0);
+        if !group && let Some(reply) = timestamp_reply(packet.bytes(), packet.parsed(), packet.dst(), id) {
+            // Its sender is this host; the drop of an answer is counted.
+            let _outcome = self.originate(reply, now);
+            return;
+        }
         let request = match packet.parsed().proto {
             proto::ICMP => ECHO_REQUEST,
             _ => ECHO_REQUEST_V6,

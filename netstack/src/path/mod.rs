@@ -1,6 +1,7 @@
 //! One packet's way: from a link through the hooks to a link or to the local stack.
 
 mod chain;
+mod cut;
 mod deliver;
 mod forward;
 mod ingress;

@@ -3,6 +3,7 @@
 use hibernet_snapshot::Instant;
 
 use super::Ended;
+use super::cut::cut;
 use crate::drop_reason::DropReason;
 use crate::hook::Hook;
 use crate::link::LinkId;
@@ -67,7 +68,32 @@ impl Stack {
             self.work.push_back(Work::Loopback(packet));
             return Ok(());
         }
-        self.queue_egress(link, packet)
+        let limit = self.links.mtu(link);
+        if packet.len() <= limit {
+            return self.queue_egress(link, packet);
+        }
+        self.queue_in_pieces(link, packet, limit)
+    }
+
+    /// For a packet that is larger than its link takes. Those that may not be cut were refused before they were routed on;
+    /// one that a translation or a local sender brings here all the same is dropped.
+    fn queue_in_pieces(&mut self, link: LinkId, packet: Packet, limit: usize) -> Result<(), Ended> {
+        let may = !packet.parsed().dont_fragment || packet.local && packet.src().is_ipv6();
+        let id = self.next_ip_id();
+        let pieces = if may { cut(packet.bytes(), packet.parsed(), limit, id) } else { None };
+        let Some(pieces) = pieces else {
+            self.drop_packet(DropReason::PacketTooBig, &packet);
+            return Err(Some(DropReason::PacketTooBig));
+        };
+        if self.egress.len().saturating_add(pieces.len()) > self.queues.egress {
+            self.drop_packet(DropReason::EgressFull, &packet);
+            return Err(Some(DropReason::EgressFull));
+        }
+        for datagram in pieces {
+            count(&mut self.stats.sent);
+            self.egress.push_back(Egress { link, datagram });
+        }
+        Ok(())
     }
 
     fn queue_egress(&mut self, link: LinkId, packet: Packet) -> Result<(), Ended> {

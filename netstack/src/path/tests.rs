@@ -217,6 +217,7 @@ fn what_is_for_this_host_is_answered_or_refused() {
         in: udp client:1000 > gateway:7 len=5
           in: udp gateway:7 > client:1000 len=5 ttl=64
         in: tcp client:1000 > gateway:99 S
+          drop no_connection
           in: tcp gateway:99 > client:1000 AR ttl=64
         in: tcp client:1000 > public:7 S
           in: tcp public:7 > client:1000 SA ttl=64
@@ -231,6 +232,57 @@ fn what_is_for_this_host_is_answered_or_refused() {
         play(&mut stack, version, "in", "ping client > gateway id=5");
         let told = outcome(&mut stack, version);
         assert!(told[0].contains("gateway > client") && told[0].contains("id=5"), "{told:?}");
+    }
+}
+
+#[test]
+fn a_timestamp_request_is_answered_without_a_time() {
+    let mut stack = stack("");
+    let link = stack.link("in").unwrap();
+    let request = "4500002842420000400124910a0000020a0000010d00d4d400030004000102030405060708090a0b";
+    stack.ingress(link, crate::test_packets::unhex(request), Instant::ZERO);
+    let reply = stack.egress().unwrap().datagram;
+    assert_eq!(text(&reply), "icmp 10.0.0.1 > 10.0.0.2 type=14 code=0 id=3 seq=4 ttl=64");
+    assert_eq!(crate::test_packets::hex(&reply[28..]), "000102038000000080000000");
+    assert_eq!(stack.flows(Instant::ZERO).len(), 1);
+}
+
+#[test]
+fn what_is_too_large_for_a_link_is_cut_or_its_sender_is_told() {
+    let small = |version: Version, dont_fragment| {
+        let mut config = config(Ruleset::open());
+        config.links[1].mtu = 1280;
+        let mut stack = Stack::new(config, Entropy::from_test_seed(1), Instant::ZERO).unwrap();
+        let mut datagram = version.datagram("udp client:1 > server:25 len=1300");
+        if dont_fragment && matches!(version, Version::V4) {
+            datagram[6] |= 0x40;
+            crate::test_packets::fill_header_checksum(&mut datagram);
+        }
+        let link = stack.link("in").unwrap();
+        stack.ingress(link, datagram, Instant::ZERO);
+        stack
+    };
+    let mut cut = small(Version::V4, false);
+    let pieces: Vec<usize> = core::iter::from_fn(|| cut.egress()).map(|sent| sent.datagram.len()).collect();
+    assert_eq!(pieces, [1276, 72]);
+    for version in [Version::V4, Version::V6] {
+        let mut stack = small(version, true);
+        let told = outcome(&mut stack, version);
+        assert_eq!(told[0], "drop packet_too_big");
+        assert!(told[1].starts_with("in: icmp gateway > client type="), "{told:?}");
+        assert!(stack.flows(Instant::ZERO).is_empty());
+    }
+}
+
+#[test]
+fn a_large_answer_of_this_host_leaves_in_pieces() {
+    for version in [Version::V4, Version::V6] {
+        let mut stack = stack("");
+        let socket = stack.listen_udp("::".parse().unwrap(), 5000).unwrap();
+        stack.udp_send(socket, (version.addr("server"), 9).into(), &[7; 3000], Instant::ZERO).unwrap();
+        let pieces: Vec<usize> = core::iter::from_fn(|| stack.egress()).map(|sent| sent.datagram.len()).collect();
+        assert_eq!(pieces.len(), 3, "{pieces:?}");
+        assert!(pieces.iter().all(|len| *len <= 1500));
     }
 }
 

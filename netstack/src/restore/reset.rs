@@ -77,7 +77,7 @@ fn end_of_stream(flow: &FlowRecord, track: &TcpTrack, links: &Links, streams: &m
     }
     let ack = (track.state != TcpState::SynSent).then_some(peer.td_end);
     let Tuple { src, dst, sport, dport, .. } = tuple;
-    let resets = numbers.into_iter().map(|seq| Reset { src, dst, sport, dport, seq, ack }).collect();
+    let resets = numbers.into_iter().map(|seq| Reset { src, dst, sport, dport, seq, ack, tos: 0 }).collect();
     streams.push(LocalStream { orig: flow.orig, zone: flow.zone, resets });
     FlowOutcome::Reset(ResetCause::LocalStream)
 }
