@@ -160,7 +160,7 @@ fn prefix_fits(cidr: &Cidr) -> Result<(), Invalid> {
         return Ok(());
     }
     Err(Invalid {
-        field: "Cidr.prefix".into(),
+        field: "prefix".into(),
         found: cidr.prefix.to_string(),
         expected: format!("at most {}", width(cidr.addr)),
     })

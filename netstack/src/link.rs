@@ -98,17 +98,17 @@ pub(crate) fn sound(link: &LinkConfig) -> Result<(), Invalid> {
     };
     let printable = link.name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
     if link.name.is_empty() || link.name.len() > 15 || !printable || link.name == LOOPBACK_NAME {
-        return refuse("LinkConfig.name", format!("{:?}", link.name), "1 to 15 printable ASCII bytes, not `lo`");
+        return refuse("name", format!("{:?}", link.name), "1 to 15 printable ASCII bytes, not `lo`");
     }
     if !(1280..=65_535).contains(&link.mtu) {
-        return refuse("LinkConfig.mtu", link.mtu.to_string(), "1280 to 65535");
+        return refuse("mtu", link.mtu.to_string(), "1280 to 65535");
     }
     if link.addrs.len() > MAX_ADDRS {
-        return refuse("LinkConfig.addrs", format!("{} addresses", link.addrs.len()), "at most 64 addresses");
+        return refuse("addrs", format!("{} addresses", link.addrs.len()), "at most 64 addresses");
     }
     for cidr in &link.addrs {
         if !is_unicast(cidr.addr()) {
-            return refuse("LinkConfig.addrs", cidr.to_string(), "unicast addresses outside the loopback networks");
+            return refuse("addrs", cidr.to_string(), "unicast addresses outside the loopback networks");
         }
     }
     Ok(())
@@ -143,14 +143,14 @@ mod tests {
     fn a_link_that_could_not_work_is_refused_with_the_field() {
         assert!(sound(&link("in", 1500, "10.0.0.1/24")).is_ok());
         for (bad, field) in [
-            (link("", 1500, "10.0.0.1/24"), "LinkConfig.name"),
-            (link("lo", 1500, "10.0.0.1/24"), "LinkConfig.name"),
-            (link("a/b", 1500, "10.0.0.1/24"), "LinkConfig.name"),
-            (link("in", 1279, "10.0.0.1/24"), "LinkConfig.mtu"),
-            (link("in", 65_536, "10.0.0.1/24"), "LinkConfig.mtu"),
-            (link("in", 1500, "224.0.0.1/24"), "LinkConfig.addrs"),
-            (link("in", 1500, "127.0.0.2/8"), "LinkConfig.addrs"),
-            (link("in", 1500, "::/64"), "LinkConfig.addrs"),
+            (link("", 1500, "10.0.0.1/24"), "name"),
+            (link("lo", 1500, "10.0.0.1/24"), "name"),
+            (link("a/b", 1500, "10.0.0.1/24"), "name"),
+            (link("in", 1279, "10.0.0.1/24"), "mtu"),
+            (link("in", 65_536, "10.0.0.1/24"), "mtu"),
+            (link("in", 1500, "224.0.0.1/24"), "addrs"),
+            (link("in", 1500, "127.0.0.2/8"), "addrs"),
+            (link("in", 1500, "::/64"), "addrs"),
         ] {
             assert_eq!(sound(&bad).unwrap_err().field, field);
         }

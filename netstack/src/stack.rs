@@ -308,7 +308,7 @@ impl Stack {
         let mut scan = CanaryScan::default();
         self.conntrack.watch(&mut scan);
         self.ip_ids.watch("IP ids", &mut scan);
-        self.local.choices().watch("local sockets", &mut scan);
+        self.local.watch(&mut scan);
         scan
     }
 

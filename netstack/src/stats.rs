@@ -75,7 +75,7 @@ fn known_reasons(stats: &Stats) -> Result<(), Invalid> {
     for (number, count) in &stats.drops {
         if DropReason::from_number(*number).is_none() || *count == 0 || *number <= last {
             return Err(Invalid {
-                field: "Stats.drops".into(),
+                field: "drops".into(),
                 found: format!("reason {number} with count {count} after {last}"),
                 expected: "known reasons, ascending, each with a count above zero".into(),
             });

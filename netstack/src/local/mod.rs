@@ -10,7 +10,7 @@ mod udp;
 
 use core::net::{IpAddr, Ipv6Addr};
 
-use hibernet_conntrack::{WireChoices, proto};
+use hibernet_conntrack::{CanaryScan, WireChoices, proto};
 use hibernet_snapshot::{Entropy, Instant, Invalid, Redraw, Snapshot};
 use serde::{Deserialize, Serialize};
 use smoltcp::iface::{Config, Interface, PollResult, SocketSet};
@@ -97,8 +97,8 @@ impl Local {
     pub(crate) fn new(services: LocalServices, links: &Links, entropy: &mut Entropy) -> Self {
         let choices = WireChoices::redraw(entropy);
         Self {
-            udp: UdpSockets::new(services.udp_echo, Wire::new(ANY_DATAGRAM, choices.fixed([SEED, 0]))),
-            tcp: Connections::new(services.tcp_echo, Wire::new(links.smallest_mtu(), choices.fixed([SEED, 1]))),
+            udp: UdpSockets::new(services.udp_echo, Wire::new(ANY_DATAGRAM, choices.fixed(UDP_SEED))),
+            tcp: Connections::new(services.tcp_echo, Wire::new(links.smallest_mtu(), choices.fixed(TCP_SEED))),
             services,
             choices,
         }
@@ -108,8 +108,11 @@ impl Local {
         self.services
     }
 
-    pub(crate) const fn choices(&self) -> &WireChoices {
-        &self.choices
+    /// Adds the key and the seeds that follow from it to what a canary scan looks for.
+    pub(crate) fn watch(&self, scan: &mut CanaryScan) {
+        self.choices.watch("local sockets", scan);
+        let seeds = [UDP_SEED, TCP_SEED].map(|seed| self.choices.fixed(seed).to_le_bytes());
+        scan.watch_key("smoltcp seeds", &seeds.concat());
     }
 
     pub(crate) const fn choices_mut(&mut self) -> &mut WireChoices {
@@ -232,7 +235,8 @@ const LAST_EPHEMERAL: u16 = 60_999;
 /// Draws of a port before giving up.
 const EPHEMERAL_TRIES: usize = 64;
 /// What the seeds of the interfaces are drawn for.
-const SEED: u64 = 0x7365_6564;
+const UDP_SEED: [u64; 2] = [0x7365_6564, 17];
+const TCP_SEED: [u64; 2] = [0x7365_6564, 6];
 
 #[cfg(test)]
 mod tests;

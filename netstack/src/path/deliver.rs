@@ -4,7 +4,8 @@ use core::net::IpAddr;
 
 use hibernet_conntrack::proto;
 use hibernet_snapshot::Instant;
-use smoltcp::wire::{TcpPacket, UdpPacket};
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{TcpPacket, TcpRepr, UdpPacket};
 
 use crate::drop_reason::DropReason;
 use crate::hook::Hook;
@@ -34,7 +35,7 @@ impl Stack {
             },
             proto::TCP if group => self.drop_packet(DropReason::NoListener, &packet),
             proto::TCP => match TcpPacket::new_checked(l4) {
-                Ok(tcp) if tcp.src_port() != 0 && tcp.dst_port() != 0 => {
+                Ok(tcp) if is_sound(&tcp, &packet) => {
                     let opening = tcp.syn() && !tcp.ack() && !tcp.rst();
                     let segment = Segment {
                         local: (packet.dst(), tcp.dst_port()).into(),
@@ -122,6 +123,12 @@ impl Stack {
             self.local.feed_datagram(plain(&packet, answer_from), now);
         }
     }
+}
+
+/// Whether ports and options are such that a socket can read them: smoltcp would drop the segment in silence.
+fn is_sound(segment: &TcpPacket<&[u8]>, packet: &Packet) -> bool {
+    let verified = ChecksumCapabilities::ignored();
+    TcpRepr::parse(segment, &packet.src().into(), &packet.dst().into(), &verified).is_ok()
 }
 
 /// The datagram without IPv6 extension headers and with another destination: what the sockets below need to see.
