@@ -403,3 +403,50 @@ fn a_connection_that_a_rule_resets_is_closed_in_the_table() {
         assert!(flow.starts_with("tcp      6 10 CLOSE "), "{flow}");
     }
 }
+
+#[test]
+fn a_link_that_loses_its_address_takes_the_flows_behind_it_along() {
+    for version in [Version::V4, Version::V6] {
+        let mut stack = stack(MASQUERADE);
+        let link = stack.link("out").unwrap();
+        play(&mut stack, version, "in", "udp client:1000 > server:53");
+        play(&mut stack, version, "in", "udp client:1000 > inner:53");
+        outcome(&mut stack, version);
+        let addrs = ["203.0.113.9/24", "2001:db8:ff::9/64"].iter().map(|addr| addr.parse().unwrap()).collect();
+        stack.set_addresses(link, addrs, Instant::ZERO).unwrap();
+        assert_eq!(stack.flows(Instant::ZERO).len(), 1);
+        play(&mut stack, version, "in", "udp client:1000 > server:53");
+        assert_eq!(outcome(&mut stack, version), ["out: udp neighbour:1000 > server:53 len=0 ttl=63"]);
+        assert!(stack.set_addresses(link, vec!["224.0.0.1/4".parse().unwrap()], Instant::ZERO).is_err());
+        assert!(stack.set_addresses(crate::LinkId::LOOPBACK, Vec::new(), Instant::ZERO).is_err());
+        assert_eq!(stack.links()[1].addrs.len(), 2);
+    }
+}
+
+#[test]
+fn expiry_and_deadlines_follow_the_time_that_is_told() {
+    let mut stack = stack("");
+    play(&mut stack, Version::V4, "in", "udp client:1000 > server:53");
+    let deadline = stack.next_deadline(Instant::ZERO).unwrap();
+    assert!(deadline > Instant::from_secs(1));
+    assert_eq!(stack.flows(Instant::from_secs(10))[0].remaining.as_secs(), 20);
+    assert!(stack.flows(Instant::from_secs(31)).is_empty());
+    stack.poll(Instant::from_secs(31));
+    assert!(stack.conntrack().is_empty());
+    assert_eq!(stack.next_deadline(Instant::from_secs(31)), None);
+}
+
+#[test]
+fn marks_are_set_by_rules_and_matched_by_rules() {
+    let rules = r#"[{"chain":"mangle_prerouting","match":{"dport":53},"action":{"ctmark":7}},
+                    {"chain":"forward","match":{"ctmark":7},"action":"drop"}]"#;
+    check(
+        rules,
+        "
+        in: udp client:1000 > server:53
+          drop rule
+        in: udp client:1000 > server:54
+          out: udp client:1000 > server:54 len=0 ttl=63
+        ",
+    );
+}
