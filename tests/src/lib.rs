@@ -10,12 +10,16 @@
 //! - [`record`]: one record a step.
 //! - [`compare`]: recorded answers against ours.
 //! - [`corpus`]: where the recorded scenarios lie.
+//! - [`play`]: a scenario through the stack.
+//! - [`check`]: whether it passed.
 //!
 //! Not here: any way to ask the kernel. That is `oracle/oracle.py`, which recorded the answers.
 
+pub mod check;
 pub mod compare;
 pub mod corpus;
 pub mod notation;
+pub mod play;
 pub mod record;
 pub mod scenario;
 pub mod variables;

@@ -32,7 +32,7 @@ pub struct Record {
     pub local: Option<Local>,
     /// The error that the local socket got; null for none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub errno: Option<Option<String>>,
+    pub errno: Option<Option<&'static str>>,
     /// Conntrack's verdict at prerouting; null when the packet never got past it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ctstate: Option<Option<String>>,

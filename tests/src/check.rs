@@ -1,0 +1,66 @@
+//! Whether a scenario passed: its records against the recorded answers.
+
+use std::path::Path;
+
+use anyhow::{Context, Error, Result};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::compare::{Difference, Terms, Weight, compare};
+use crate::corpus::{answers_of, read_records};
+use crate::play::{Run, play};
+use crate::scenario::Scenario;
+
+/// What came of one scenario.
+#[derive(Debug, Serialize)]
+pub struct Verdict {
+    /// The scenario.
+    pub name: String,
+    /// Why it could not be played to its end.
+    pub error: Option<String>,
+    /// Differences in what an implementation must do alike.
+    pub strict: Vec<Difference>,
+    /// Differences in hooks passed, events and the tracker's wording.
+    pub loose: Vec<Difference>,
+}
+
+impl Verdict {
+    /// Compares a run that is over with the answers that lie beside the scenario, which are read only now.
+    pub fn of(path: &Path, scenario: &Scenario, run: &Run) -> Result<Self> {
+        let records = run.records.iter().map(serde_json::to_value).collect::<Result<Vec<Value>, _>>()?;
+        let expected = read_records(&answers_of(path))?;
+        let terms = Terms { tolerance: TOLERANCE, slow: scenario.is_slow() };
+        let differences = compare(&expected, &records, terms);
+        let (strict, loose) = differences.into_iter().partition(|difference| difference.weight == Weight::Strict);
+        let error = run.error.as_ref().map(|error| format!("{error:#}"));
+        Ok(Self { name: scenario.name.clone(), error, strict, loose })
+    }
+
+    /// Of a file that is no scenario, or that nothing can be compared with.
+    pub fn unplayable(path: &Path, error: &Error) -> Self {
+        let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        Self { name, error: Some(format!("{error:#}")), strict: Vec::new(), loose: Vec::new() }
+    }
+
+    /// Plays a scenario file and compares.
+    pub fn on(path: &Path) -> Result<Self> {
+        let scenario = Scenario::load(path)?;
+        let run = play(&scenario);
+        Self::of(path, &scenario, &run).with_context(|| format!("cannot check {}", scenario.name))
+    }
+
+    /// Whether the scenario passes; with `strict_events` loose differences count, too.
+    pub fn passed(&self, strict_events: bool) -> bool {
+        self.first_fault(strict_events).is_none()
+    }
+
+    /// Why it does not pass, for a person: the error, or the first difference that counts.
+    pub fn first_fault(&self, strict_events: bool) -> Option<String> {
+        let loose = if strict_events { self.loose.first() } else { None };
+        let error = self.error.clone();
+        error.or_else(|| self.strict.first().or(loose).map(Difference::to_string))
+    }
+}
+
+/// Seconds by which timeouts may differ: a dump shows the rest rounded down, at a moment that is not quite the step's.
+const TOLERANCE: u64 = 1;

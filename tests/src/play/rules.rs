@@ -1,0 +1,40 @@
+//! The rules of a scenario, and the observer chains that write its trace, as a rule set of the stack.
+
+use anyhow::{Context, Result, bail, ensure};
+use hibernet_netstack::{Rule, Ruleset};
+use serde_json::{Value, json};
+
+use crate::scenario::{self, Scenario};
+
+/// The rule set: the stack knows the scenarios' chains by their names, and reads their rules as they are written.
+pub(super) fn rule_set(scenario: &Scenario) -> Result<Ruleset> {
+    if scenario.nft.is_some() {
+        bail!("raw nft text is not supported: say it with rules");
+    }
+    let observers: Vec<Value> =
+        OBSERVERS.iter().map(|(name, hook, priority)| observer(name, hook, *priority)).collect();
+    let written = json!({"chains": observers, "rules": scenario.rules, "policy": scenario.policy});
+    Ruleset::from_json(&written.to_string()).context("the scenario's rules")
+}
+
+/// One rule to append to a chain. The late chains take none: the oracle keeps them in a table of their own.
+pub(super) fn later_rule(rule: &scenario::Rule) -> Result<Rule> {
+    let scenario::Rule { chain, matches, action } = rule;
+    ensure!(!chain.starts_with("late_"), "no rules can be added to {chain:?}");
+    serde_json::from_value(json!({"match": matches, "action": action})).with_context(|| format!("rule of {chain:?}"))
+}
+
+fn observer(name: &str, hook: &str, priority: i32) -> Value {
+    json!({"name": format!("observer_{name}"), "hook": hook, "priority": priority, "rules": [{"action": {"log": name}}]})
+}
+
+/// The oracle's observers: name as the trace shows it, hook, priority. Right behind the lookup, before the first and
+/// behind the last user chain.
+const OBSERVERS: [(&str, &str, i32); 6] = [
+    ("prerouting", "prerouting", -199),
+    ("input", "input", -2_147_483_000),
+    ("forward", "forward", -2_147_483_000),
+    ("output", "output", -199),
+    ("postrouting", "postrouting", 2_147_483_600),
+    ("input_end", "input", 2_147_483_600),
+];
