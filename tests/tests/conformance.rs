@@ -1,0 +1,49 @@
+//! The stack answers as the kernel did.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use hibernet_tests::check::Verdict;
+use hibernet_tests::corpus::{answers_of, scenarios};
+use hibernet_tests::play::play;
+use hibernet_tests::scenario::Scenario;
+
+/// Scenarios that the stack plays as the kernel did, one name a line.
+const PASSING: &str = include_str!("../scenarios/passing.txt");
+
+#[test]
+fn exactly_the_listed_scenarios_pass() {
+    let listed: BTreeSet<_> = PASSING.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    let mut passing = BTreeSet::new();
+    let mut faults = String::new();
+    for path in scenarios().unwrap() {
+        let verdict = Verdict::on(&path).unwrap();
+        match verdict.first_fault(false) {
+            None => _ = passing.insert(verdict.name),
+            Some(fault) if listed.contains(&verdict.name) => faults += &format!("{}: {fault}\n", verdict.name),
+            Some(_) => {}
+        }
+    }
+    assert!(faults.is_empty(), "listed in scenarios/passing.txt, but failing:\n{faults}");
+    let unlisted: Vec<_> = passing.difference(&listed).collect();
+    assert!(unlisted.is_empty(), "passing, but not listed in scenarios/passing.txt: {unlisted:?}");
+    let unknown: Vec<_> = listed.difference(&passing).collect();
+    assert!(unknown.is_empty(), "listed in scenarios/passing.txt, but there is no such scenario: {unknown:?}");
+}
+
+/// The records of a scenario file, as they are written.
+fn records_of(path: &Path) -> Vec<String> {
+    let run = play(&Scenario::load(path).unwrap());
+    run.records.iter().map(|record| serde_json::to_string(record).unwrap()).collect()
+}
+
+#[test]
+fn the_records_are_the_same_where_no_answers_lie() {
+    let folder = tempfile::tempdir().unwrap();
+    for path in scenarios().unwrap() {
+        let alone = folder.path().join(path.file_name().unwrap());
+        std::fs::copy(&path, &alone).unwrap();
+        assert!(answers_of(&path).exists() && !answers_of(&alone).exists());
+        assert_eq!(records_of(&alone), records_of(&path), "{}", path.display());
+    }
+}
