@@ -1,5 +1,7 @@
 //! IP headers, read in place: what a datagram says of itself before any hook sees it.
 
+#![deny(clippy::arithmetic_side_effects)]
+
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use thiserror::Error;
@@ -88,23 +90,25 @@ pub enum ParseError {
     /// The IPv4 header checksum does not hold.
     #[error("the IPv4 header checksum does not hold")]
     HeaderChecksum,
-    /// A source no IPv6 node may use: multicast, or an IPv4-mapped address.
-    #[error("found the source address {found}, expected a unicast one")]
+    /// A multicast IPv6 source.
+    #[error("found the source address {found}, expected no multicast one")]
     Source {
         /// The address.
         found: Ipv6Addr,
     },
-    /// A multicast destination of scope 0 (RFC 4291, section 2.7).
+    /// A multicast IPv6 destination of the reserved scope 0 (RFC 4291, section 2.7).
     #[error("found the destination address {found}, expected no reserved scope")]
     Destination {
         /// The address.
         found: Ipv6Addr,
     },
     /// The hop-by-hop options are cut, padded beyond reason, or one of them asks to be discarded where it is unknown.
-    #[error("the hop-by-hop options at byte {at} cannot be processed")]
+    #[error("the hop-by-hop options cannot be processed, for the byte at {at}")]
     HopByHop {
-        /// Offset of the option at fault.
+        /// Offset of the byte at fault: the pointer of the answer, if there is to be one.
         at: usize,
+        /// Code of the ICMPv6 parameter problem that the sender is owed (RFC 4443, section 3.4).
+        answer: Option<u8>,
     },
 }
 
@@ -133,12 +137,21 @@ impl Parsed {
     pub const fn is_v6(&self) -> bool {
         self.src.is_ipv6()
     }
+
+    /// Whether IPv6 confines the datagram to the loopback link: from any other link it is dropped before the hooks.
+    pub fn is_confined_to_loopback(&self) -> bool {
+        match (self.src, self.dst) {
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                src.is_loopback()
+                    || dst.is_loopback()
+                    || dst.segments().first().is_some_and(|word| word & 0xff0f == 0xff01)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// The tuple a datagram carries.
-///
-/// Ports take four bytes of layer 4, ICMP eight. GRE of version 0 has no ports, whatever its key: so has version 1, whose
-/// call id only a PPTP helper would know what to do with.
 pub(crate) fn tuple_of(parsed: &Parsed, datagram: &[u8]) -> Result<Tuple, InvalidReason> {
     if !parsed.has_l4 {
         return Err(InvalidReason::NoTransportHeader);
@@ -148,13 +161,24 @@ pub(crate) fn tuple_of(parsed: &Parsed, datagram: &[u8]) -> Result<Tuple, Invali
     Ok(Tuple { src: parsed.src, dst: parsed.dst, proto: parsed.proto, sport, dport })
 }
 
-/// The two 16-bit values that stand for ports.
+/// The two 16-bit values that stand for ports. Ports take four bytes of layer 4, ICMP takes eight.
 pub(crate) fn ports_at(protocol: u8, l4: &[u8]) -> Option<(u16, u16)> {
-    Some(match protocol {
-        proto::TCP | proto::UDP | proto::SCTP => (u16_at(l4, 0)?, u16_at(l4, 2)?),
-        proto::ICMP | proto::ICMPV6 => (u16_at(l4.get(..8)?, 4)?, u16_at(l4, 0)?),
-        _ => (0, 0),
-    })
+    match protocol {
+        proto::TCP | proto::UDP | proto::SCTP => Some((u16_at(l4, 0)?, u16_at(l4, 2)?)),
+        proto::ICMP | proto::ICMPV6 => Some((u16_at(l4.get(..8)?, 4)?, u16_at(l4, 0)?)),
+        proto::GRE => gre_keys(l4),
+        _ => Some((0, 0)),
+    }
+}
+
+/// GRE has no ports, but for PPTP's version 1 (RFC 2637, section 4.1), whose call id names the receiver's end.
+fn gre_keys(l4: &[u8]) -> Option<(u16, u16)> {
+    match l4 {
+        [_, version, protocol @ ..] if version & 0x07 == 1 && l4.len() >= PPTP_HEADER => {
+            (u16_at(protocol, 0)? == PPP).then_some((0, u16_at(l4, 6)?))
+        }
+        _ => Some((0, 0)),
+    }
 }
 
 /// Big-endian 16 bits at an offset.
@@ -246,7 +270,7 @@ fn parse_v6(datagram: &[u8]) -> Result<Parsed, ParseError> {
     if end > found {
         return Err(ParseError::Length { found: end, least: V6_HEADER, most: found });
     }
-    if src.is_multicast() || src.to_ipv4_mapped().is_some() {
+    if src.is_multicast() {
         return Err(ParseError::Source { found: src });
     }
     if matches!(dst.segments(), [first, ..] if first & 0xff0f == 0xff00) {
@@ -254,7 +278,7 @@ fn parse_v6(datagram: &[u8]) -> Result<Parsed, ParseError> {
     }
     let bytes = datagram.get(..end).unwrap_or_default();
     if next_header == HOP_BY_HOP {
-        check_hop_by_hop(bytes)?;
+        check_hop_by_hop(bytes, stated > V6_HEADER, dst.is_multicast())?;
     }
     let chain = walk_extensions(bytes, V6_HEADER, V6_NEXT_HEADER, next_header);
     Ok(Parsed {
@@ -323,42 +347,68 @@ pub(crate) fn walk_extensions(bytes: &[u8], start: usize, mut named_at: usize, m
 }
 
 /// Looks through hop-by-hop options as every node on the way must (RFC 8200, section 4.2).
-fn check_hop_by_hop(bytes: &[u8]) -> Result<(), ParseError> {
-    let refused = |at| ParseError::HopByHop { at };
-    let units = bytes.get(V6_HEADER.saturating_add(1)).ok_or(refused(V6_HEADER))?;
+fn check_hop_by_hop(bytes: &[u8], has_length: bool, to_multicast: bool) -> Result<(), ParseError> {
+    let silently = |at| ParseError::HopByHop { at, answer: None };
+    let units = bytes.get(V6_HEADER.saturating_add(1)).ok_or(silently(V6_HEADER))?;
     let end = usize::from(*units).saturating_add(1).saturating_mul(8).saturating_add(V6_HEADER);
-    let bytes = bytes.get(..end).ok_or(refused(V6_HEADER))?;
+    let bytes = bytes.get(..end).ok_or(silently(V6_HEADER))?;
     let mut at = V6_HEADER.saturating_add(2);
     let (mut padding, mut options) = (0_usize, 0_usize);
     while let Some(&kind) = bytes.get(at) {
         if kind == PAD1 {
             padding = padding.saturating_add(1);
             if padding > MOST_PADDING {
-                return Err(refused(at));
+                return Err(silently(at));
             }
             at = at.saturating_add(1);
             continue;
         }
-        let len = usize::from(*bytes.get(at.saturating_add(1)).ok_or(refused(at))?);
+        let len = usize::from(*bytes.get(at.saturating_add(1)).ok_or(silently(at))?);
         let next = at.saturating_add(2).saturating_add(len);
-        let value = bytes.get(at.saturating_add(2)..next).ok_or(refused(at))?;
+        let value = bytes.get(at.saturating_add(2)..next).ok_or(silently(at))?;
         if kind == PAD_N {
             padding = padding.saturating_add(len).saturating_add(2);
             if padding > MOST_PADDING || value.iter().any(|byte| *byte != 0) {
-                return Err(refused(at));
+                return Err(silently(at));
             }
         } else {
             padding = 0;
             options = options.saturating_add(1);
-            let known = kind == ROUTER_ALERT && len == 2;
-            let skippable = kind != ROUTER_ALERT && kind & 0xc0 == 0;
-            if options > MOST_OPTIONS || !(known || skippable) {
-                return Err(refused(at));
+            if options > MOST_OPTIONS {
+                return Err(silently(at));
             }
+            check_option(kind, value, at, has_length, to_multicast)?;
         }
         at = next;
     }
     Ok(())
+}
+
+/// What becomes of a datagram with a hop-by-hop option that is no padding.
+fn check_option(kind: u8, value: &[u8], at: usize, has_length: bool, to_multicast: bool) -> Result<(), ParseError> {
+    let refused = |at, answer| Err(ParseError::HopByHop { at, answer });
+    match kind {
+        ROUTER_ALERT if value.len() == 2 => Ok(()),
+        // Known and switched off: looked at no further than its alignment.
+        IOAM if at & 3 == 0 => Ok(()),
+        ROUTER_ALERT | IOAM | CALIPSO => refused(at, None),
+        // No datagram here is longer than the length field can say, so a jumbo payload option is wrong in any case.
+        JUMBO => match u32_at(value, 0) {
+            Some(length) if value.len() == 4 && at & 3 == 2 => match length {
+                0..=0xffff => refused(at.saturating_add(2), Some(HEADER_FIELD)),
+                _ if has_length => refused(at, Some(HEADER_FIELD)),
+                _ => refused(at, None),
+            },
+            _ => refused(at, None),
+        },
+        // The two highest bits say what to do with the unknown.
+        _ => match kind >> 6 {
+            0 => Ok(()),
+            1 => refused(at, None),
+            3 if to_multicast => refused(at, None),
+            _ => refused(at, Some(UNKNOWN_OPTION)),
+        },
+    }
 }
 
 /// An IPv6 address at an offset.
@@ -376,6 +426,10 @@ pub(crate) const V4_HEADER: usize = 20;
 /// Bytes of an IPv6 header.
 pub(crate) const V6_HEADER: usize = 40;
 const V4_PROTOCOL: usize = 9;
+/// Bytes of a GRE header of version 1 as far as the call id.
+const PPTP_HEADER: usize = 8;
+/// EtherType of PPP in GRE.
+const PPP: u16 = 0x880b;
 pub(crate) const V6_NEXT_HEADER: usize = 6;
 
 const HOP_BY_HOP: u8 = 0;
@@ -389,6 +443,16 @@ const PAD1: u8 = 0;
 const PAD_N: u8 = 1;
 /// RFC 2711.
 const ROUTER_ALERT: u8 = 5;
+/// RFC 5570: no domain of interpretation is configured, so none is valid.
+const CALIPSO: u8 = 7;
+/// RFC 9486.
+const IOAM: u8 = 0x31;
+/// RFC 2675.
+const JUMBO: u8 = 0xc2;
+/// ICMPv6 parameter problem: erroneous header field.
+const HEADER_FIELD: u8 = 0;
+/// ICMPv6 parameter problem: unrecognized option.
+const UNKNOWN_OPTION: u8 = 2;
 /// More padding in a row than aligns to eight bytes is refused (RFC 4942, section 2.1.9.5).
 const MOST_PADDING: usize = 7;
 /// `net.ipv6.max_hbh_opts_number`.

@@ -95,7 +95,7 @@ pub enum InvalidReason {
         /// ICMP or ICMPv6.
         proto: u8,
     },
-    /// A redirect that is not from a neighbour (RFC 4861, section 8.1).
+    /// A redirect from other than a link-local address, or from more than a hop away (RFC 4861, section 8.1).
     RedirectFromAfar {
         /// Its hop limit.
         ttl: u8,
@@ -148,7 +148,7 @@ impl fmt::Display for InvalidReason {
             Self::IcmpMisdirected { proto } => {
                 write!(f, "proto {proto}: error is not sent to the source of the packet it quotes")
             }
-            Self::RedirectFromAfar { ttl } => write!(f, "proto 58: redirect has hop limit {ttl}, not 255"),
+            Self::RedirectFromAfar { ttl } => write!(f, "proto 58: redirect is not from a neighbour, hop limit {ttl}"),
             Self::SctpChunks => f.write_str("proto 132: chunks are cut or do not belong together"),
             Self::SctpNotOpening { chunk } => write!(f, "proto 132: chunk {chunk} opens no association"),
             Self::SctpTag { tag } => write!(f, "proto 132: verification tag {tag:#010x} is not the association's"),

@@ -19,7 +19,7 @@ pub(crate) enum IcmpClass {
         /// The packet it quotes.
         inner: InnerTuple,
     },
-    /// Neighbour and multicast listener discovery: not tracked.
+    /// Neighbour, multicast listener and multicast router discovery: not tracked.
     Untracked,
 }
 
@@ -89,31 +89,30 @@ fn classify_v6(packet: &Packet<'_>) -> Result<IcmpClass, InvalidReason> {
     packet.verify()?;
     match kind {
         0..V6_FIRST_INFORMATIONAL => error(packet, HEADER),
-        MLD_QUERY..=NEIGHBOUR_ADVERTISEMENT | MLD2_REPORT => Ok(IcmpClass::Untracked),
+        MLD_QUERY..=NEIGHBOUR_ADVERTISEMENT | MLD2_REPORT | MULTICAST_ROUTER | MULTICAST_ROUTER_SOLICITATION => {
+            Ok(IcmpClass::Untracked)
+        }
         V6_REDIRECT => redirect(packet),
         _ => Ok(IcmpClass::Query),
     }
 }
 
-/// A redirect quotes the packet in one of its options (RFC 4861, section 4.5).
+/// A redirect quotes the packet in an option (RFC 4861, section 4.5); only the first option is looked at.
 fn redirect(packet: &Packet<'_>) -> Result<IcmpClass, InvalidReason> {
-    let unreadable = InvalidReason::IcmpInner { proto: proto::ICMPV6 };
-    if packet.parsed.ttl != 255 {
+    let from_neighbour = matches!(packet.parsed.src, IpAddr::V6(src) if src.is_unicast_link_local());
+    if packet.parsed.ttl != 255 || !from_neighbour {
         return Err(InvalidReason::RedirectFromAfar { ttl: packet.parsed.ttl });
     }
     let l4 = packet.l4();
-    let mut at = REDIRECT_OPTIONS;
-    while let Some(&[kind, units]) = l4.get(at..).and_then(|rest| rest.first_chunk::<2>()) {
-        let next = at.saturating_add(usize::from(units).saturating_mul(8));
-        if next == at || next > l4.len() {
-            return Err(unreadable);
-        }
-        if kind == REDIRECTED_HEADER {
-            return error(packet, at.saturating_add(REDIRECTED_HEADER_LEN));
-        }
-        at = next;
+    // No code but 0 is defined: with another this is some other message, of a type that opens no flow.
+    if l4.get(1) != Some(&0) {
+        return Ok(IcmpClass::Query);
     }
-    Err(unreadable)
+    match l4.get(REDIRECT_OPTIONS..).and_then(|options| options.first_chunk::<2>()) {
+        None | Some([_, 0]) => Err(InvalidReason::IcmpInner { proto: proto::ICMPV6 }),
+        Some([REDIRECTED_HEADER, _]) => error(packet, REDIRECT_OPTIONS.saturating_add(REDIRECTED_HEADER_LEN)),
+        Some(_) => Ok(IcmpClass::Query),
+    }
 }
 
 /// Reads the quoted packet that starts at an offset in layer 4.
@@ -208,6 +207,9 @@ const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const V6_REDIRECT: u8 = 137;
 const V6_NODE_INFORMATION: u8 = 139;
 const MLD2_REPORT: u8 = 143;
+/// RFC 4286.
+const MULTICAST_ROUTER: u8 = 151;
+const MULTICAST_ROUTER_SOLICITATION: u8 = 152;
 
 /// Where a redirect's options begin: behind header, target and destination.
 const REDIRECT_OPTIONS: usize = 40;

@@ -146,4 +146,6 @@ pub(crate) fn update(
 }
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;

@@ -226,7 +226,7 @@ fn advance(span: Span, acks: Acks, segment: &Segment<'_>, sender: &mut TcpSide, 
         receiver.td_maxend = if window == 0 { allowed.wrapping_add(1) } else { allowed };
     }
     if acks.ack == receiver.td_end {
-        receiver.flags -= TcpSideFlags::DATA_UNACKNOWLEDGED;
+        receiver.flags.remove(TcpSideFlags::DATA_UNACKNOWLEDGED);
     }
 }
 
