@@ -31,30 +31,27 @@ impl WireChoices {
     /// A number that depends on the key, on `subject`, and on how many were drawn before.
     pub fn draw(&mut self, subject: [u64; 2]) -> u64 {
         self.draws = self.draws.wrapping_add(1);
-        let [first, second] = subject;
-        let drawn = siphash::<2, 4, 4>(self.key.expose(), &[first, second, self.draws, LENGTH]);
-        match &mut self.tape {
-            Tape::Off => drawn,
-            Tape::Recording(tape) => {
-                tape.push(drawn);
-                drawn
-            }
-            Tape::Playing(tape) => tape.pop_front().unwrap_or(drawn),
-        }
+        let drawn = self.keyed(subject, self.draws);
+        self.taped(drawn)
     }
 
-    /// A number that depends on the key and on `subject` alone.
+    /// A number for the wire that depends on the key and on `subject` alone: equal questions get equal answers.
+    pub fn choose(&mut self, subject: [u64; 2]) -> u64 {
+        let chosen = self.fixed(subject);
+        self.taped(chosen)
+    }
+
+    /// A number that depends on the key and on `subject` alone, for what nobody sees: it is a secret, and not on any tape.
     pub fn fixed(&self, subject: [u64; 2]) -> u64 {
-        let [first, second] = subject;
-        siphash::<2, 4, 4>(self.key.expose(), &[first, second, 0, LENGTH])
+        self.keyed(subject, 0)
     }
 
-    /// From now on every draw is remembered.
+    /// From now on every choice is remembered.
     pub fn record(&mut self) {
         self.tape = Tape::Recording(Vec::new());
     }
 
-    /// What has been drawn since [`WireChoices::record`].
+    /// What has been chosen since [`WireChoices::record`].
     pub fn recorded(&self) -> &[u64] {
         match &self.tape {
             Tape::Recording(tape) => tape,
@@ -62,7 +59,7 @@ impl WireChoices {
         }
     }
 
-    /// Answers the next draws with `choices`, in order.
+    /// Answers the next calls with `choices`, in order.
     pub fn play(&mut self, choices: &[u64]) {
         self.tape = Tape::Playing(choices.iter().copied().collect());
     }
@@ -70,6 +67,22 @@ impl WireChoices {
     /// Adds the key to what a canary scan looks for.
     pub fn watch(&self, name: &'static str, scan: &mut crate::canary::CanaryScan) {
         scan.watch_key(name, self.key.expose());
+    }
+
+    fn keyed(&self, subject: [u64; 2], number: u64) -> u64 {
+        let [first, second] = subject;
+        siphash::<2, 4, 4>(self.key.expose(), &[first, second, number, LENGTH])
+    }
+
+    fn taped(&mut self, chosen: u64) -> u64 {
+        match &mut self.tape {
+            Tape::Off => chosen,
+            Tape::Recording(tape) => {
+                tape.push(chosen);
+                chosen
+            }
+            Tape::Playing(tape) => tape.pop_front().unwrap_or(chosen),
+        }
     }
 }
 
@@ -101,10 +114,10 @@ mod tests {
     fn recorded_choices_play_back_under_another_key() {
         let mut a = WireChoices::redraw(&mut Entropy::from_test_seed(1));
         a.record();
-        let drawn = [a.draw([0, 0]), a.draw([0, 0])];
+        let chosen = [a.draw([0, 0]), a.choose([1, 1]), a.draw([0, 0])];
         let mut b = WireChoices::redraw(&mut Entropy::from_test_seed(2));
         b.play(a.recorded());
-        assert_eq!([b.draw([5, 5]), b.draw([6, 6])], drawn);
-        assert_ne!(b.draw([7, 7]), drawn[0]);
+        assert_eq!([b.draw([5, 5]), b.choose([1, 1]), b.draw([6, 6])], chosen);
+        assert_ne!(b.draw([7, 7]), chosen[0]);
     }
 }

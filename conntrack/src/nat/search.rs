@@ -63,10 +63,13 @@ impl Search<'_> {
         self.is_free(&mapped).then_some(mapped)
     }
 
-    fn choose_address(&self, tuple: &Tuple, range: &NatRange, manip: Manip) -> IpAddr {
+    fn choose_address(&mut self, tuple: &Tuple, range: &NatRange, manip: Manip) -> IpAddr {
         let Some((first, last)) = range.addrs else { return manip.address(tuple) };
+        if first == last {
+            return first;
+        }
         let other = if range.persistent { 0 } else { address_word(manip.opposite().address(tuple)) };
-        let seed = self.choices.fixed([address_word(manip.address(tuple)), other]);
+        let seed = self.choices.choose([address_word(manip.address(tuple)), other]);
         address_between(first, last, seed)
     }
 
