@@ -180,6 +180,15 @@ mod tests {
     }
 
     #[test]
+    fn the_document_has_the_table_of_the_code() {
+        let row = |r: &DropReason| format!("| {} | `{}` | {} |\n", r.number(), r.name(), r.description());
+        let table: String = DropReason::ALL.iter().map(row).collect();
+        let document = include_str!("../../DROP-REASONS.md");
+        let written = document.split_once("| ---: | --- | --- |\n").map(|(_, table)| table);
+        assert_eq!(written, Some(table.as_str()), "DROP-REASONS.md must end with the table on the right");
+    }
+
+    #[test]
     fn every_number_leads_back_to_its_reason() {
         for reason in DropReason::ALL {
             assert_eq!(DropReason::from_number(reason.number()), Some(*reason));
