@@ -136,7 +136,7 @@ impl Stack {
         let bound = *self.local.udp.bound.get(&handle).ok_or(closed)?;
         let own = Some(bound.addr).filter(|addr| !addr.is_unspecified() && is_own(&self.links, *addr));
         let Some(from) = own.or_else(|| self.routes.source_for(&self.links, to.ip())) else {
-            self.stats.count_drop(DropReason::NoRoute);
+            self.drop_unread(DropReason::NoRoute, None, payload.len());
             return Err(DropReason::NoRoute.into());
         };
         let mut meta = UdpMetadata::from(IpEndpoint::from(to));
@@ -146,7 +146,7 @@ impl Stack {
         udp.wire.flush(&mut udp.sockets, now);
         let datagram = sent.ok().and_then(|()| udp.wire.device.take_last_sent());
         let Some(datagram) = datagram else {
-            self.stats.count_drop(DropReason::TooLong);
+            self.drop_unread(DropReason::TooLong, None, payload.len());
             return Err(DropReason::TooLong.into());
         };
         let datagram = self.identified(datagram);

@@ -5,7 +5,6 @@ use core::net::IpAddr;
 use hibernet_snapshot::Instant;
 
 use crate::drop_reason::DropReason;
-use crate::event::{DropEvent, StackEvent};
 use crate::hook::Hook;
 use crate::icmp::IcmpError;
 use crate::link::LinkId;
@@ -27,11 +26,7 @@ impl Stack {
                 self.drop_packet(DropReason::Martian, &packet);
             }
             Ok(packet) => self.receive(packet, now),
-            Err(reason) => {
-                self.stats.count_drop(reason);
-                let (hook, chain, rule, oif) = (None, None, None, None);
-                self.events.push(StackEvent::Drop(DropEvent { reason, hook, chain, rule, iif: Some(link), oif, len }));
-            }
+            Err(reason) => self.drop_unread(reason, Some(link), len),
         }
     }
 

@@ -16,6 +16,7 @@ use crate::drop_reason::DropReason;
 use crate::event::{DropEvent, StackEvent};
 use crate::hook::{Hook, Step};
 use crate::icmp::{self, IcmpError};
+use crate::link::LinkId;
 use crate::packet::{Packet, Verdict};
 use crate::reject::{RejectWith, Reset, transport_checksum_holds};
 use crate::stack::{Stack, Work};
@@ -99,6 +100,13 @@ impl Stack {
             oif: packet.oif,
             len: packet.len(),
         }));
+    }
+
+    /// Counts and tells of a drop of what never became a packet.
+    pub(crate) fn drop_unread(&mut self, reason: DropReason, iif: Option<LinkId>, len: usize) {
+        self.stats.count_drop(reason);
+        let (hook, chain, rule, oif) = (None, None, None, None);
+        self.events.push(StackEvent::Drop(DropEvent { reason, hook, chain, rule, iif, oif, len }));
     }
 
     /// Counts a drop between hooks.

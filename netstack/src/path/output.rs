@@ -22,8 +22,9 @@ impl Stack {
 
     /// OUTPUT and POSTROUTING for a datagram made here, at once, so that its sender learns of a drop.
     pub(crate) fn originate(&mut self, datagram: Vec<u8>, now: Instant) -> Result<(), LocalSendError> {
+        let len = datagram.len();
         let packet = Packet::originated(datagram).map_err(|reason| {
-            self.stats.count_drop(reason);
+            self.drop_unread(reason, None, len);
             LocalSendError::from(reason)
         })?;
         count(&mut self.stats.originated);
