@@ -1,14 +1,16 @@
 //! Whether a scenario passed: its records against the recorded answers.
 
+use std::iter;
 use std::path::Path;
 
 use anyhow::{Context, Error, Result};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::compare::{Difference, Terms, Weight, compare};
 use crate::corpus::{answers_of, read_records};
-use crate::play::{Run, play};
+use crate::play::{Between, Run, play};
+use crate::record::Record;
 use crate::scenario::Scenario;
 
 /// What came of one scenario.
@@ -45,7 +47,7 @@ impl Verdict {
     /// Plays a scenario file and compares.
     pub fn on(path: &Path) -> Result<Self> {
         let scenario = Scenario::load(path)?;
-        let run = play(&scenario);
+        let run = play(&scenario, Between::Nothing);
         Self::of(path, &scenario, &run).with_context(|| format!("cannot check {}", scenario.name))
     }
 
@@ -60,6 +62,29 @@ impl Verdict {
         let error = self.error.clone();
         error.or_else(|| self.strict.first().or(loose).map(Difference::to_string))
     }
+}
+
+/// Where a run with restores differs from one without.
+///
+/// Numbers that keys choose are other ones after a restore: those that are captured go by their names, and where the bytes
+/// of a packet differ, its text is compared. All else must be equal, to the second.
+pub fn differences_by_restores(plain: &Run, restored: &Run) -> Result<Vec<Difference>> {
+    let mut expected = Vec::new();
+    for (number, record) in plain.records.iter().enumerate() {
+        let volatile = restored.records.get(number).map(|other| volatile_bytes(record, other));
+        let mut value = serde_json::to_value(record)?;
+        value["volatile"] = json!(volatile.unwrap_or_default());
+        expected.push(value);
+    }
+    let actual = restored.records.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
+    Ok(compare(&expected, &actual, Terms { tolerance: 0, slow: false }))
+}
+
+/// Paths of the packets that went in, which may use a captured value, and of those that left with other bytes.
+fn volatile_bytes(record: &Record, other: &Record) -> Vec<Value> {
+    let left = record.out.iter().flatten().zip(other.out.iter().flatten()).enumerate();
+    let differing = left.filter(|(_, (one, other))| one.hex != other.hex).map(|(at, _)| json!(["out", at, "hex"]));
+    iter::once(json!(["inject", "hex"])).chain(differing).collect()
 }
 
 /// Seconds by which timeouts may differ: a dump shows the rest rounded down, at a moment that is not quite the step's.

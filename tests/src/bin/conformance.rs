@@ -5,10 +5,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Parser;
-use hibernet_tests::check::Verdict;
-use hibernet_tests::play::{Run, play};
+use hibernet_tests::check::{Verdict, differences_by_restores};
+use hibernet_tests::play::{Between, Run, play};
 use hibernet_tests::scenario::Scenario;
 use serde_json::json;
 
@@ -32,6 +32,10 @@ struct Arguments {
     /// With --check: differences in events, hooks passed and the tracker's wording fail a scenario, too.
     #[arg(long, requires = "check")]
     strict_events: bool,
+    /// Save the stack after every step and go on with one restored under new keys. A scenario also fails if its records
+    /// differ from those without restores, or if an image saves back to other bytes.
+    #[arg(long)]
+    restore_each_step: bool,
 }
 
 fn main() -> ExitCode {
@@ -52,7 +56,7 @@ fn record(arguments: &Arguments) -> Result<bool> {
     let mut whole = true;
     for path in &arguments.scenarios {
         let played = Scenario::load(path).and_then(|scenario| {
-            let run = play(&scenario);
+            let run = played(&scenario, arguments)?;
             match &arguments.out {
                 Some(folder) => keep(folder, &scenario, &run)?,
                 None => write_records(&mut io::stdout().lock(), &run)?,
@@ -95,10 +99,23 @@ fn check(arguments: &Arguments) -> Result<bool> {
     Ok(failed == 0)
 }
 
+/// The run asked for. One with restores that can be told from one without has that as its error.
+fn played(scenario: &Scenario, arguments: &Arguments) -> Result<Run> {
+    let plain = play(scenario, Between::Nothing);
+    if !arguments.restore_each_step {
+        return Ok(plain);
+    }
+    let mut restored = play(scenario, Between::Restore);
+    if let (None, Some(difference)) = (&restored.error, differences_by_restores(&plain, &restored)?.first()) {
+        restored.error = Some(anyhow!("restores show: {difference}"));
+    }
+    Ok(restored)
+}
+
 /// One scenario's verdict. Its answers are opened when its records are complete and written.
 fn judge(path: &Path, arguments: &Arguments) -> Result<Verdict> {
     let scenario = Scenario::load(path)?;
-    let run = play(&scenario);
+    let run = played(&scenario, arguments)?;
     if let Some(folder) = &arguments.out {
         keep(folder, &scenario, &run)?;
     }

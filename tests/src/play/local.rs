@@ -7,7 +7,7 @@ use hibernet_netstack::{LocalError, Stack};
 use hibernet_snapshot::Instant;
 
 use crate::notation::{build, pattern};
-use crate::scenario::{Listen, Local, LocalOp};
+use crate::scenario::{Listen, Local, LocalOp, Step};
 use crate::variables::Variables;
 
 /// Opens the listening sockets.
@@ -18,6 +18,20 @@ pub(super) fn listen(stack: &mut Stack, sockets: &[Listen]) -> Result<()> {
             "udp" => _ = stack.listen_udp(addr, *port)?,
             "tcp" => _ = stack.listen_tcp(addr, *port)?,
             other => bail!("cannot listen for {other:?}"),
+        }
+    }
+    Ok(())
+}
+
+/// Opens anew, after a restore, what is the embedder's to open: the listeners, and the UDP sockets of the steps so far that
+/// name their port.
+pub(super) fn reopen(stack: &mut Stack, listeners: &[Listen], played: &[Step]) -> Result<()> {
+    listen(stack, listeners)?;
+    let senders = played.iter().filter_map(|step| step.local.as_ref());
+    for sender in senders.filter(|sender| sender.op == LocalOp::UdpSend) {
+        if let (Some(addr), Some(port)) = (sender.src, sender.sport) {
+            // Two steps may send from one port: the second got an error, then as now.
+            let _open = stack.listen_udp(addr, port);
         }
     }
     Ok(())

@@ -3,6 +3,7 @@
 //! The stack is set up as the oracle sets up its router, with the oracle's observers as chains of its rule set; everything
 //! in a record is what the stack let out, told, or shows in its table. Nothing here knows an answer.
 
+mod freeze;
 mod local;
 mod observe;
 mod rules;
@@ -32,15 +33,27 @@ pub struct Run {
     pub error: Option<Error>,
 }
 
+/// What happens between the steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Between {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// A save and a restore under new keys; an image that does not save back to its own bytes ends the run. The streams of
+    /// local TCP connections are not in an image: a scenario that has one open cannot be played so.
+    Restore,
+}
+
 /// Plays all steps, as far as the scenario can be played.
-pub fn play(scenario: &Scenario) -> Run {
+pub fn play(scenario: &Scenario, between: Between) -> Run {
     let mut records = Vec::new();
-    let error = Player::new(scenario).and_then(|player| player.play(&mut records)).err();
+    let error = Player::new(scenario, between).and_then(|player| player.play(&mut records)).err();
     Run { records, error }
 }
 
 struct Player<'a> {
     scenario: &'a Scenario,
+    between: Between,
     stack: Stack,
     names: Names,
     variables: Variables,
@@ -48,13 +61,13 @@ struct Player<'a> {
 }
 
 impl<'a> Player<'a> {
-    fn new(scenario: &'a Scenario) -> Result<Self> {
+    fn new(scenario: &'a Scenario, between: Between) -> Result<Self> {
         let config = setup::stack(scenario)?;
         let mut stack = Stack::new(config, Entropy::from_test_seed(SEED), START)?;
         local::listen(&mut stack, &scenario.listen)?;
         let names = Names::of(&stack);
         Seen::take(&mut stack, &names, false);
-        Ok(Self { scenario, stack, names, variables: Variables::new(&scenario.vars), now: START })
+        Ok(Self { scenario, between, stack, names, variables: Variables::new(&scenario.vars), now: START })
     }
 
     fn play(mut self, records: &mut Vec<Record>) -> Result<()> {
@@ -65,6 +78,9 @@ impl<'a> Player<'a> {
             }
             let record = self.step(number, at.clone(), step).with_context(|| format!("step {number}"))?;
             records.push(record);
+            if self.between == Between::Restore {
+                self.restore(number).with_context(|| format!("after step {number}"))?;
+            }
         }
         Ok(())
     }
@@ -137,6 +153,13 @@ impl<'a> Player<'a> {
             record.events = (!step.brief).then_some(seen.events);
         }
         Ok(record)
+    }
+
+    /// Goes on with a restored stack.
+    fn restore(&mut self, number: usize) -> Result<()> {
+        let seed = SEED.wrapping_add(1 + number as u64);
+        self.stack = freeze::restored(&self.stack, seed, self.now)?;
+        local::reopen(&mut self.stack, &self.scenario.listen, &self.scenario.steps[..=number])
     }
 
     /// Settings and rules that change before the step's packets.
