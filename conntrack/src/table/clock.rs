@@ -73,10 +73,13 @@ impl Clock {
         self.tick(now).plus(if ahead > MAX_AHEAD as u64 { MAX_AHEAD } else { ahead as u32 })
     }
 
-    /// The instant a tick begins at, seen from `now`.
+    /// The instant a tick begins at, seen from `now`; [`Instant::ZERO`] if it began before the embedder's clock did, as it
+    /// can after a restore.
     pub(crate) const fn instant(self, tick: Tick, now: Instant) -> Instant {
         let unwrapped = self.ticks(now).wrapping_add_signed(tick.ahead_of(self.tick(now)) as i64);
-        Instant::from_nanos(unwrapped.wrapping_mul(TICK_NANOS).wrapping_add(self.epoch))
+        let nanos = unwrapped.wrapping_mul(TICK_NANOS).wrapping_add(self.epoch);
+        let before_zero = tick.reached(self.tick(now)) && nanos > now.as_nanos();
+        Instant::from_nanos(if before_zero { 0 } else { nanos })
     }
 
     /// What is left until `tick`; zero once it is reached.
