@@ -1,0 +1,50 @@
+//! Writes the stored corpora from the kernel scenarios: the frames of each as one input, and the image a stack saves after
+//! them. `cargo run --release --bin seeds` in this folder.
+#![expect(clippy::disallowed_methods, reason = "a tool that writes files")]
+
+use std::fs;
+use std::io::Error;
+
+use hibernet_fuzz::{GENERATION, RULES, feed, framed, stack};
+use hibernet_netstack::Ruleset;
+
+fn main() -> Result<(), Error> {
+    let scenarios = "../tests/scenarios/kernel";
+    for entry in fs::read_dir(scenarios)? {
+        let path = entry?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let Some(name) = name.strip_suffix(".expected.jsonl") else { continue };
+        let mut input = Vec::new();
+        for line in fs::read_to_string(&path)?.lines().take(24) {
+            for (out, frame) in injected(line) {
+                input.extend(framed(out, 1, &frame));
+            }
+        }
+        fs::write(format!("corpus/ingress/{name}"), &input)?;
+        // Two rules now, one later: masquerade, and what the name's first letters happen to choose.
+        let [a, b, c, ..] = *name.as_bytes() else { continue };
+        let mut packets = vec![2, 1, 10, 1, 1, 0, 5, 8, 2, a, b, c, 8, 1, b, c, a];
+        packets.extend(&input);
+        fs::write(format!("corpus/rules/{name}"), packets)?;
+        let rules = Ruleset::from_json(RULES).map_err(Error::other)?;
+        let mut stack = stack(rules).ok_or_else(|| Error::other("the configuration is sound"))?;
+        let now = feed(&mut stack, &input);
+        fs::write(format!("corpus/restore/{name}"), stack.save(GENERATION, now).map_err(Error::other)?)?;
+    }
+    Ok(())
+}
+
+/// The frames a record says were injected. The records are written by one tool in one spelling, so the text is enough.
+fn injected(line: &str) -> Vec<(bool, Vec<u8>)> {
+    let Some((_, rest)) = line.split_once("\"inject\": ") else { return Vec::new() };
+    let part = rest.split("\"ctstate\"").next().unwrap_or_default().split("\"out\": ").next().unwrap_or_default();
+    let mut frames = Vec::new();
+    for piece in part.split("{\"dev\": \"").skip(1).take(4) {
+        let out = piece.starts_with("out");
+        let Some((_, hex)) = piece.split_once("\"hex\": \"") else { continue };
+        let hex = hex.split('"').next().unwrap_or_default();
+        let bytes = (0..hex.len() / 2).filter_map(|at| u8::from_str_radix(hex.get(at * 2..at * 2 + 2)?, 16).ok());
+        frames.push((out, bytes.collect()));
+    }
+    frames
+}

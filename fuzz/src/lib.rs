@@ -1,0 +1,134 @@
+//! What the fuzz targets share: a small stack, frames from bytes, and images whose checksums are right.
+//!
+//! Build and run on the stable toolchain, for instance `cargo fuzz run -s none restore`, or as `.ci/fuzz` does.
+
+use core::time::Duration;
+
+use hibernet_conntrack::Config;
+use hibernet_netstack::{
+    Cidr, Decoded, LinkConfig, LocalServices, RestorePolicy, Route, Ruleset, Stack, StackConfig, Supplied,
+};
+use hibernet_snapshot::image::Limits;
+use hibernet_snapshot::{Entropy, GenerationId, Instant};
+
+/// The time at which every run starts.
+pub const START: Instant = Instant::from_secs(1000);
+
+/// The generation that images of a run name, so that they can be compared byte for byte.
+pub const GENERATION: GenerationId = GenerationId([7; 16]);
+
+/// Rules that lead packets to every station.
+pub const RULES: &str = r#"{
+    "rules": [
+        {"chain": "srcnat", "match": {"oif": "out", "proto": "udp"}, "action": "masquerade fully-random"},
+        {"chain": "srcnat", "match": {"oif": "out"}, "action": "masquerade"},
+        {"chain": "dstnat", "match": {"iif": "out", "proto": "tcp", "dport": 8080}, "action": {"dnat": "10.0.0.5:80"}},
+        {"chain": "forward", "match": {"proto": "tcp", "dport": 25}, "action": "reject-tcp"},
+        {"chain": "forward", "match": {"proto": "udp", "dport": 25}, "action": "reject"},
+        {"chain": "raw_prerouting", "match": {"proto": "udp", "dport": 9}, "action": "notrack"},
+        {"chain": "raw_prerouting", "match": {"saddr": "10.0.0.7"}, "action": {"zone": 7}},
+        {"chain": "mangle_prerouting", "match": {"proto": "icmp"}, "action": {"ctmark": 5}}
+    ]
+}"#;
+
+/// A router between `in` and `out`, with a small table.
+pub fn stack(rules: Ruleset) -> Option<Stack> {
+    let cidrs = |addrs: [&str; 2]| addrs.iter().filter_map(|addr| addr.parse().ok()).collect();
+    let link = |name: &str, addrs| LinkConfig { name: name.into(), mtu: 1500, addrs: cidrs(addrs) };
+    let mut conntrack = Config { capacity: 64, ..Config::default() };
+    conntrack.sysctls.set("nf_conntrack_max", "48").ok()?;
+    conntrack.sysctls.set("nf_conntrack_acct", "1").ok()?;
+    let config = StackConfig {
+        links: vec![link("in", ["10.0.0.1/24", "fd00:10::1/64"]), link("out", ["203.0.113.1/24", "2001:db8:ff::1/64"])],
+        routes: vec![
+            Route { destination: Cidr::all_v4(), via: None, link: "out".into() },
+            Route { destination: Cidr::all_v6(), via: None, link: "out".into() },
+        ],
+        rules,
+        conntrack,
+        services: LocalServices { udp_echo: Some(7), tcp_echo: Some(7) },
+        ..StackConfig::default()
+    };
+    Stack::new(config, Entropy::from_test_seed(1), START).ok()
+}
+
+/// Splits bytes into frames: a byte for link and waiting time, two for the length, the frame.
+pub fn frames(mut bytes: &[u8]) -> impl Iterator<Item = (bool, Duration, Vec<u8>)> {
+    core::iter::from_fn(move || {
+        let ([head, low, high], rest) = bytes.split_first_chunk::<3>()?;
+        let length = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
+        let (frame, rest) = rest.split_at(length);
+        bytes = rest;
+        Some((head & 1 == 1, Duration::from_millis(u64::from(head >> 1) * 100), frame.to_vec()))
+    })
+}
+
+/// The frame as [`frames`] reads it.
+pub fn framed(out: bool, wait: u8, frame: &[u8]) -> Vec<u8> {
+    let [low, high] = (frame.len() as u16).to_le_bytes();
+    let mut bytes = vec![u8::from(out) | wait << 1, low, high];
+    bytes.extend(frame);
+    bytes
+}
+
+/// Feeds frames and lets time pass. What comes out is thrown away. Returns the time at the end.
+pub fn feed(stack: &mut Stack, bytes: &[u8]) -> Instant {
+    let mut now = START;
+    let links = ["in", "out"].map(|name| stack.link(name));
+    for (out, wait, frame) in frames(bytes) {
+        now = now.saturating_add(wait);
+        stack.poll(now);
+        if let Some(link) = links[usize::from(out)] {
+            stack.ingress(link, frame, now);
+        }
+        while stack.egress().is_some() {}
+        while stack.next_event().is_some() {}
+    }
+    stack.poll(now);
+    now
+}
+
+/// Restores an image. `None` if it is refused.
+pub fn restored(image: &[u8], seed: u64, now: Instant) -> Option<(Stack, u32)> {
+    let mut entropy = Entropy::from_test_seed(seed);
+    let validated = Decoded::open(image, &Limits::default()).ok()?.validate(&mut entropy, now).ok()?;
+    let rehashed = validated.rehash(entropy, RestorePolicy::default()).ok()?;
+    let (stack, report) = rehashed.open(Supplied::default());
+    Some((stack, report.reset + report.dropped))
+}
+
+/// Makes every checksum of an image right, as far as its framing can be followed, so that changed bytes get past them.
+pub fn reseal(image: &mut [u8]) {
+    let number = |bytes: &[u8], at: usize, length: usize| -> Option<u64> {
+        let field = bytes.get(at..at + length)?;
+        Some(field.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    };
+    let put = |bytes: &mut [u8], at: usize, sum: u32| {
+        if let Some(field) = bytes.get_mut(at..at + 4) {
+            field.copy_from_slice(&sum.to_le_bytes());
+        }
+    };
+    let Some(writer) = number(image, 44, 2) else { return };
+    let mut at = 46 + writer as usize;
+    let Some(header) = image.get(..at) else { return };
+    let sum = crc32fast::hash(header);
+    put(image, at, sum);
+    at += 4;
+    let sections = number(image, 40, 4).unwrap_or(0).min(64);
+    for _ in 0..sections {
+        let Some(length) = number(image, at + 8, 8) else { return };
+        let body = at + 20;
+        let end = body.saturating_add(length as usize);
+        let (Some(head), Some(content)) = (image.get(at..at + 16), image.get(body..end)) else { return };
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(head);
+        sum.update(content);
+        let sum = sum.finalize();
+        put(image, at + 16, sum);
+        at = end;
+    }
+    if let Some(all) = image.get(..at + 16) {
+        let sum = crc32fast::hash(all);
+        put(image, at + 16, sum);
+    }
+}
