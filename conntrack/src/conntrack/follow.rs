@@ -121,7 +121,7 @@ impl Conntrack {
             Outcome::Invalid(reason) => Some(self.invalid(reason)),
             Outcome::InvalidEnding { why, least, most } => {
                 let left = self.table.flows().record(slot).map_or(Duration::ZERO, |flow| flow.remaining);
-                if left >= Duration::from_secs(u64::from(least)) {
+                if left >= Duration::from_secs(u64::from(least.max(most))) {
                     self.table.flows_mut().set_timeout(slot, most);
                 }
                 Some(self.invalid(why))

@@ -9,6 +9,7 @@ use crate::headers::parse;
 use crate::nat::{Manip, NatRange};
 use crate::table::hash_tuple;
 
+const FIN: u8 = 1;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 const START: Instant = Instant::from_secs(1000);
@@ -321,6 +322,23 @@ fn a_flow_that_the_router_resets_is_closed_and_says_so_once() {
     assert!(flow.to_string().starts_with("tcp      6 7 CLOSE "), "{flow}");
     assert_eq!(conntrack.next_event().map(|event| event.kind), Some(EventKind::Update));
     assert_eq!(conntrack.next_event(), None);
+}
+
+#[test]
+fn bad_fins_of_both_sides_shorten_a_flow_and_never_lengthen_it() {
+    for (established, seconds) in [("1000", 300), ("200", 200)] {
+        let mut conntrack = conntrack(10, 1);
+        conntrack.set_sysctl("nf_conntrack_tcp_timeout_established", established).unwrap();
+        let from_client = |flags, seq, ack| tcp(CLIENT, 1000, SERVER, 80, flags, seq, ack);
+        let from_server = |flags, seq, ack| tcp(SERVER, 80, CLIENT, 1000, flags, seq, ack);
+        for packet in [from_client(SYN, 1, 0), from_server(SYN | ACK, 7, 2), from_client(ACK, 2, 8)] {
+            pass(&mut conntrack, &packet, None, START).unwrap();
+        }
+        for packet in [from_client(FIN | ACK, 2, 90_000), from_server(FIN | ACK, 8, 90_000)] {
+            assert_eq!(track(&mut conntrack, &packet).unwrap().state(), Some(CtState::Invalid));
+        }
+        assert_eq!(conntrack.flows()[0].remaining.as_secs(), seconds);
+    }
 }
 
 #[test]
