@@ -44,6 +44,10 @@ pub(crate) struct Segment {
     pub(crate) remote: SocketAddr,
     /// It is a SYN that opens.
     pub(crate) opening: bool,
+    /// It has an acknowledgement.
+    pub(crate) acknowledges: bool,
+    /// A socket can make sense of it.
+    pub(crate) readable: bool,
 }
 
 /// All connections and listeners.
@@ -107,17 +111,22 @@ impl Connections {
     }
 
     fn feed(&mut self, segment: Segment, datagram: Vec<u8>, now: Instant) -> Result<(), DropReason> {
-        let Segment { local, remote, opening } = segment;
+        let Segment { local, remote, opening, acknowledges, readable } = segment;
         let handle = TcpHandle { local, remote };
         if let Some(connection) = self.flows.get_mut(&handle) {
+            if !readable {
+                return Err(DropReason::LocalMalformed);
+            }
             self.wire.feed(datagram, &mut connection.sockets, now);
             self.serve(handle, now);
             return Ok(());
         }
         let full = self.flows.len() >= MAX_CONNECTIONS;
-        let Some(listener) = self.listener(local).filter(|_| opening) else {
-            return Err(DropReason::NoConnection);
-        };
+        let Some(listener) = self.listener(local) else { return Err(DropReason::NoConnection) };
+        if !opening || !readable {
+            // RFC 9293, section 3.10.7.2: a listener answers an acknowledgement with a reset, and nothing else but a SYN.
+            return Err(if acknowledges { DropReason::NoConnection } else { DropReason::LocalMalformed });
+        }
         if full || listener.arrived.len() >= BACKLOG {
             return Err(DropReason::LocalBacklogFull);
         }

@@ -27,7 +27,7 @@ impl Stack {
         }
         match packet.parsed().proto {
             proto::UDP => match UdpPacket::new_checked(l4) {
-                Ok(datagram) if datagram.dst_port() != 0 => {
+                Ok(datagram) => {
                     let port = datagram.dst_port();
                     self.deliver_udp(packet, port, group, now);
                 }
@@ -35,12 +35,13 @@ impl Stack {
             },
             proto::TCP if group => self.drop_packet(DropReason::NoListener, &packet),
             proto::TCP => match TcpPacket::new_checked(l4) {
-                Ok(tcp) if is_sound(&tcp, &packet) => {
-                    let opening = tcp.syn() && !tcp.ack() && !tcp.rst();
+                Ok(tcp) => {
                     let segment = Segment {
                         local: (packet.dst(), tcp.dst_port()).into(),
                         remote: (packet.src(), tcp.src_port()).into(),
-                        opening,
+                        opening: tcp.syn() && !tcp.ack() && !tcp.rst(),
+                        acknowledges: tcp.ack(),
+                        readable: is_readable(&tcp, &packet),
                     };
                     self.deliver_tcp(packet, segment, now);
                 }
@@ -125,8 +126,8 @@ impl Stack {
     }
 }
 
-/// Whether ports and options are such that a socket can read them: smoltcp would drop the segment in silence.
-fn is_sound(segment: &TcpPacket<&[u8]>, packet: &Packet) -> bool {
+/// Whether ports, flags and options are such that a socket can read them: smoltcp would drop the segment in silence.
+fn is_readable(segment: &TcpPacket<&[u8]>, packet: &Packet) -> bool {
     let verified = ChecksumCapabilities::ignored();
     TcpRepr::parse(segment, &packet.src().into(), &packet.dst().into(), &verified).is_ok()
 }

@@ -236,6 +236,33 @@ fn what_is_for_this_host_is_answered_or_refused() {
 }
 
 #[test]
+fn a_segment_of_strange_flags_is_reset_where_nobody_listens_and_passed_over_by_a_listener() {
+    check(
+        "",
+        "
+        in: tcp client:1000 > gateway:99 SF
+          drop no_connection
+          in: tcp gateway:99 > client:1000 AR ttl=64
+        in: tcp client:1000 > gateway:0 S
+          drop no_connection
+          in: tcp gateway:0 > client:1000 AR ttl=64
+        in: tcp client:1000 > gateway:7 F
+          drop local_malformed
+        in: tcp client:1000 > gateway:7 SF
+          drop local_malformed
+        in: tcp client:1000 > gateway:7 SAF ack=5
+          drop no_connection
+          in: tcp gateway:7 > client:1000 R ttl=64
+        ",
+    );
+    for version in [Version::V4, Version::V6] {
+        let mut stack = stack("");
+        play(&mut stack, version, "in", "udp client:1000 > gateway:0");
+        assert_eq!(outcome(&mut stack, version)[0], "drop port_unreachable");
+    }
+}
+
+#[test]
 fn a_timestamp_request_is_answered_without_a_time() {
     let mut stack = stack("");
     let link = stack.link("in").unwrap();
