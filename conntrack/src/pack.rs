@@ -84,7 +84,8 @@ pub(crate) fn read(input: &mut Reader<'_>, now: Instant) -> Result<FlowRecord, I
     let orig = read_ends(input, v6, proto)?;
     let inverse = orig
         .inverted()
-        .ok_or_else(|| Invalid::new("original", format!("ICMP type {}", orig.icmp_type()), "a query type"))?;
+        .filter(|_| orig.may_open())
+        .ok_or_else(|| Invalid::new("original", format!("ICMP type {}", orig.icmp_type()), "a query type of its family"))?;
     let reply = if kind & KIND_REPLY == 0 { inverse } else { read_ends(input, v6, proto)? };
     if kind & KIND_REPLY != 0 && reply == inverse {
         return Err(Invalid::new("reply", "the inverse of the original", "no reply tuple for a plain flow"));

@@ -52,6 +52,15 @@ impl Tuple {
         self.dport.to_be_bytes()[1]
     }
 
+    /// Whether a flow can begin with it: one of ICMP with queries alone, and in its own family.
+    pub(crate) const fn may_open(&self) -> bool {
+        match (self.proto, self.is_v6()) {
+            (proto::ICMP, false) => matches!(self.icmp_type(), 8 | 13 | 15 | 17),
+            (proto::ICMPV6, true) => matches!(self.icmp_type(), 128 | 139),
+            _ => !self.is_icmp(),
+        }
+    }
+
     /// Whether both addresses are IPv6.
     pub const fn is_v6(&self) -> bool {
         matches!((self.src, self.dst), (IpAddr::V6(_), IpAddr::V6(_)))
