@@ -1,6 +1,6 @@
 //! What an operator may set, by the names and with the defaults of the kernel's `net.netfilter`.
 
-use hibernet_snapshot::Snapshot;
+use hibernet_snapshot::{Invalid, Snapshot};
 use thiserror::Error;
 
 /// Longest timeout that can be set: deadlines are kept as 32-bit counts of 1/128 s, half of whose range is the future.
@@ -61,6 +61,7 @@ macro_rules! sysctls {
         ///
         /// Timeouts are in seconds.
         #[derive(Clone, PartialEq, Eq, Debug, Snapshot)]
+        #[snapshot(validate = could_be_set)]
         pub struct Sysctls {
             $($(#[$doc])* #[snapshot(saved)] pub $field: $type,)*
         }
@@ -68,6 +69,15 @@ macro_rules! sysctls {
         impl Default for Sysctls {
             fn default() -> Self {
                 Self { $($field: $default,)* }
+            }
+        }
+
+        /// What cannot be set cannot have been saved.
+        fn could_be_set(sysctls: &Sysctls) -> Result<(), Invalid> {
+            let limits: &[(&str, u32, u32)] = &[$(($name, sysctls.$field.number(), $most),)*];
+            match limits.iter().find(|(_, found, most)| found > most) {
+                None => Ok(()),
+                Some((name, found, most)) => Err(Invalid::new(*name, found.to_string(), format!("0 to {most}"))),
             }
         }
 
