@@ -18,7 +18,8 @@ pub struct Packet {
     bytes: Vec<u8>,
     parsed: Parsed,
     pub(crate) attachment: Attachment,
-    pub(crate) zone: Zone,
+    /// The zone that a rule chose. Like a kernel's packet, it is chosen once: later rules change nothing.
+    pub(crate) zone: Option<Zone>,
     pub(crate) iif: Option<LinkId>,
     pub(crate) oif: Option<LinkId>,
     pub(crate) local: bool,
@@ -197,7 +198,7 @@ impl Packet {
             bytes,
             parsed,
             attachment: Attachment::default(),
-            zone: Zone::default(),
+            zone: None,
             iif,
             oif: None,
             local,

@@ -1,6 +1,6 @@
 //! One chain over one packet.
 
-use hibernet_conntrack::{Attachment, Zone};
+use hibernet_conntrack::{Attachment, CtState, Zone};
 
 use super::Judge;
 use crate::drop_reason::DropReason;
@@ -59,12 +59,12 @@ impl Stack {
                     return (Outcome::Translate(action.clone()), judge);
                 }
                 Action::Notrack => {
-                    if packet.attachment().is_nothing() {
+                    if packet.attachment().is_nothing() && packet.zone.is_none() {
                         packet.attachment = Attachment::untracked();
                     }
                 }
-                Action::Zone(id) => packet.zone = Zone { id: *id, orig_only: false },
-                Action::ZoneOrig(id) => packet.zone = Zone { id: *id, orig_only: true },
+                Action::Zone(id) => choose_zone(packet, Zone { id: *id, orig_only: false }),
+                Action::ZoneOrig(id) => choose_zone(packet, Zone { id: *id, orig_only: true }),
                 Action::CtMark(mark) => conntrack.set_mark(&mut packet.attachment, *mark),
                 Action::Log { prefix } => events.push(StackEvent::Log(LogEvent {
                     prefix: prefix.clone(),
@@ -78,5 +78,14 @@ impl Stack {
                 })),
             }
         }
+    }
+}
+
+/// A packet's zone is chosen once, and before it is tracked. To choose one takes `notrack` back.
+fn choose_zone(packet: &mut Packet, zone: Zone) {
+    let is_untracked = packet.attachment().state() == Some(CtState::Untracked);
+    if packet.zone.is_none() && (is_untracked || packet.attachment().is_nothing()) {
+        packet.zone = Some(zone);
+        packet.attachment = Attachment::default();
     }
 }

@@ -21,8 +21,9 @@ impl Stack {
         if !packet.attachment().is_nothing() {
             return Verdict::Accept;
         }
+        let zone = packet.zone.unwrap_or_default();
         let origin = if hook == Hook::Output { Origin::Local } else { Origin::Link };
-        let tracked = self.conntrack.track(packet.bytes(), packet.parsed(), packet.zone, origin, now);
+        let tracked = self.conntrack.track(packet.bytes(), packet.parsed(), zone, origin, now);
         self.collect_conntrack_events();
         match tracked {
             Ok(attachment) => {

@@ -186,6 +186,21 @@ fn flows_of_two_zones_do_not_meet() {
 }
 
 #[test]
+fn the_first_zone_rule_counts_and_takes_notrack_back() {
+    let zone_of = |first: &str, second: &str| {
+        let rule = |action: &str| format!(r#"{{"chain":"raw_prerouting","action":{action}}}"#);
+        let mut stack = stack(&format!("[{},{}]", rule(first), rule(second)));
+        play(&mut stack, Version::V4, "in", "udp client:1000 > server:53");
+        stack.flows(Instant::ZERO).first().map(|flow| (flow.zone.id, flow.zone.orig_only))
+    };
+    assert_eq!(zone_of(r#"{"zone":7}"#, r#"{"zone_orig":8}"#), Some((7, false)));
+    assert_eq!(zone_of(r#"{"zone":0}"#, r#"{"zone":7}"#), Some((0, false)));
+    assert_eq!(zone_of(r#"{"zone":7}"#, r#""notrack""#), Some((7, false)));
+    assert_eq!(zone_of(r#""notrack""#, r#"{"zone_orig":7}"#), Some((7, true)));
+    assert_eq!(zone_of(r#""notrack""#, r#""notrack""#), None);
+}
+
+#[test]
 fn untracked_packets_pass_without_a_flow_and_without_translation() {
     let rules = r#"[{"chain":"raw_prerouting","action":"notrack"},{"chain":"srcnat","action":"masquerade"}]"#;
     check(

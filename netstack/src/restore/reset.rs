@@ -25,7 +25,7 @@ impl LocalStream {
         let Self { orig, zone, resets } = self;
         for reset in resets {
             let Some(mut packet) = reset.datagram().and_then(|bytes| Packet::originated(bytes).ok()) else { continue };
-            packet.zone = zone;
+            packet.zone = Some(zone);
             count(&mut stack.stats.originated);
             count(&mut stack.stats.errors_sent);
             // A reset that the rules stop is counted as their drop; its connection ends all the same.
