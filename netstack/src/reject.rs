@@ -93,6 +93,45 @@ pub(crate) fn transport_checksum_holds(bytes: &[u8], parsed: &Parsed) -> bool {
     }
 }
 
+/// Whether a packet is sound enough for its sender to be told of a `reject`, as the kernel judges.
+///
+/// It takes the Internet checksum over the whole payload of any protocol that is not known to have another or none: under
+/// the pseudo header in IPv6 and for TCP and UDP, without it for the rest of IPv4. Nothing but zeros passes there, too.
+pub(crate) fn may_be_rejected_with_icmp(bytes: &[u8], parsed: &Parsed) -> bool {
+    let l4 = parsed.l4(bytes);
+    let has_no_checksum = match parsed.proto {
+        proto::GRE | ESP | AH | proto::SCTP | UDP_LITE => true,
+        proto::UDP => l4.get(6..8) == Some(&[0, 0]),
+        _ => false,
+    };
+    match parsed.src {
+        IpAddr::V6(_) if l4.is_empty() => false,
+        _ if has_no_checksum => true,
+        src if src.is_ipv6() || matches!(parsed.proto, proto::TCP | proto::UDP) => {
+            // The sum does not depend on the order of its words, so addresses may be taken from where they stand.
+            let addresses = if src.is_ipv6() { bytes.get(8..40) } else { bytes.get(12..20) };
+            let parts = [words(addresses.unwrap_or_default()), l4.len() as u64, parsed.proto.into(), words(l4)];
+            folded(parts.into_iter().fold(0, u64::saturating_add)) == 0xffff
+        }
+        _ => matches!(folded(words(l4)), 0 | 0xffff),
+    }
+}
+
+/// Sum of the 16-bit words, an odd last byte padded with zero.
+fn words(bytes: &[u8]) -> u64 {
+    let (pairs, odd) = bytes.as_chunks();
+    let last = odd.first().map_or(0, |byte| u64::from(*byte) << 8);
+    pairs.iter().map(|pair| u64::from(u16::from_be_bytes(*pair))).fold(last, u64::saturating_add)
+}
+
+/// The sum in ones' complement arithmetic.
+const fn folded(mut sum: u64) -> u64 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff).saturating_add(sum >> 16);
+    }
+    sum
+}
+
 /// An IP header without options, and room for a payload.
 pub(crate) fn header(src: IpAddr, dst: IpAddr, protocol: IpProtocol, payload: usize) -> Option<Vec<u8>> {
     match (src, dst) {
@@ -148,6 +187,9 @@ pub(crate) const V6_HEADER: usize = 40;
 /// Time to live and hop limit of packets made here.
 const HOPS: u8 = 64;
 const TCP_HEADER: usize = 20;
+const ESP: u8 = 50;
+const AH: u8 = 51;
+const UDP_LITE: u8 = 136;
 
 #[cfg(test)]
 mod tests {
@@ -185,6 +227,37 @@ mod tests {
         set_tos(&mut syn, 0x14);
         let reset = Reset::answering(&syn, &parse(&syn).unwrap()).unwrap().with_tos_of(&syn);
         assert_eq!(reset.datagram().unwrap()[..2], [0x61, 0x40]);
+    }
+
+    /// A datagram of any protocol with ten bytes of payload.
+    fn datagram(version: u8, number: u8, payload: [u8; 10]) -> Vec<u8> {
+        let mut bytes = match version {
+            4 => unhex("4500001e00000000400000000a000002c633640a"),
+            _ => unhex("60000000000a0040fd00001000000000000000000000000220010db8000100000000000000000010"),
+        };
+        bytes[if version == 4 { 9 } else { 6 }] = number;
+        bytes.extend(payload);
+        bytes
+    }
+
+    #[test]
+    fn a_rejected_payload_must_add_up_unless_its_protocol_has_another_check_or_none() {
+        let may = |bytes: Vec<u8>| may_be_rejected_with_icmp(&bytes, &parse(&bytes).unwrap());
+        let plain = [1, 2, 3, 4, 5, 6, 7, 8, 0xef, 0xeb];
+        for number in [4, 33, 99, 255] {
+            assert!(may(datagram(4, number, [0; 10])));
+            assert!(may(datagram(4, number, plain)));
+            assert!(!may(datagram(4, number, [1; 10])));
+            assert!(!may(datagram(6, number, plain)) && !may(datagram(6, number, [0; 10])));
+        }
+        for number in [proto::GRE, ESP, proto::SCTP, UDP_LITE] {
+            assert!(may(datagram(4, number, [1; 10])) && may(datagram(6, number, [1; 10])));
+        }
+        let echo = crate::test_packets::icmp_echo("fd00::2", "fd00::1", 1, 1);
+        assert!(may(echo.clone()));
+        let mut damaged = echo;
+        *damaged.last_mut().unwrap() ^= 1;
+        assert!(!may(damaged));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::hook::{Hook, Step};
 use crate::icmp::{self, IcmpError};
 use crate::link::LinkId;
 use crate::packet::{Packet, Verdict};
-use crate::reject::{RejectWith, Reset, transport_checksum_holds};
+use crate::reject::{RejectWith, Reset, may_be_rejected_with_icmp};
 use crate::stack::{Stack, Work};
 use crate::stats::count;
 
@@ -124,7 +124,7 @@ impl Stack {
 
     fn answer_reject(&mut self, with: RejectWith, packet: &Packet, now: Instant) {
         match with {
-            RejectWith::PortUnreachable if transport_checksum_holds(packet.bytes(), packet.parsed()) => {
+            RejectWith::PortUnreachable if may_be_rejected_with_icmp(packet.bytes(), packet.parsed()) => {
                 self.answer_icmp(IcmpError::Port, packet);
             }
             RejectWith::PortUnreachable => count(&mut self.stats.errors_suppressed),

@@ -243,8 +243,8 @@ fn where_allowed(chain: &Chain, action: &Action) -> Result<(), &'static str> {
             "a filter chain at prerouting or output before priority -200",
         ),
         Action::Reject | Action::RejectTcpReset => (
-            !nat && matches!(chain.hook, Hook::Input | Hook::Forward | Hook::Output),
-            "a filter chain at input, forward or output",
+            !nat && matches!(chain.hook, Hook::Prerouting | Hook::Input | Hook::Forward | Hook::Output),
+            "a filter chain at prerouting, input, forward or output",
         ),
     };
     if allowed { Ok(()) } else { Err(expected) }
@@ -294,7 +294,7 @@ mod tests {
             ("mangle_prerouting", r#""notrack""#, false),
             ("forward", r#"{"zone":1}"#, false),
             ("forward", r#""reject""#, true),
-            ("raw_prerouting", r#""reject-tcp""#, false),
+            ("raw_prerouting", r#""reject-tcp""#, true),
             ("mangle_postrouting", r#""reject""#, false),
             ("forward", r#"{"ctmark":1}"#, true),
         ] {
