@@ -29,8 +29,9 @@ pub(super) const ICMP_CHECKSUM: usize = 2;
 
 /// Writes the port into the transport header at `start` and mends its checksum for that and for the addresses.
 ///
-/// Of TCP, UDP and SCTP 8 bytes must be there, which is what any error quotes (RFC 792); checks behind those are
-/// mended if they are there. Protocols without ports of their own are left as they are.
+/// Of TCP, UDP, SCTP and GRE 8 bytes must be there, which is what any error quotes (RFC 792); checks behind those are
+/// mended if they are there. Protocols without ports of their own are left as they are, but the kernel wants to see as
+/// much of GRE, too.
 pub(super) fn translate(
     bytes: &mut [u8],
     start: usize,
@@ -41,8 +42,9 @@ pub(super) fn translate(
 ) -> Result<(), Malformed> {
     let found = bytes.len();
     let header = bytes.get_mut(start..).ok_or(Malformed::Truncated { needed: start, found })?;
-    let has_ports = matches!(place.protocol, proto::TCP | proto::UDP | proto::SCTP | proto::ICMP | proto::ICMPV6);
-    if has_ports && header.len() < GUARANTEED {
+    let is_known =
+        matches!(place.protocol, proto::TCP | proto::UDP | proto::SCTP | proto::ICMP | proto::ICMPV6 | proto::GRE);
+    if is_known && header.len() < GUARANTEED {
         return Err(Malformed::Truncated { needed: start.saturating_add(GUARANTEED), found });
     }
     match place.protocol {

@@ -137,6 +137,15 @@ fn gre_changes_its_addresses_alone() {
 }
 
 #[test]
+fn gre_of_less_than_eight_bytes_is_refused() {
+    let mut datagram = bytes("4500001a42420000402f04340a000002c633640a000008006162");
+    let parsed = headers::parse(&datagram).unwrap();
+    let target = tuple(PUBLIC, 0, SERVER, 0, proto::GRE);
+    let refused = rewrite(&mut datagram, &parsed, Manip::Source, &target);
+    assert_eq!(refused, Err(Malformed::Truncated { needed: 28, found: 26 }));
+}
+
+#[test]
 fn an_unknown_protocol_changes_its_addresses_alone() {
     check(
         "4500001842420000406304020a000002c633640a61626364",
