@@ -246,6 +246,17 @@ fn a_fully_random_port_differs_between_keys_and_is_replayed_from_a_record() {
 }
 
 #[test]
+fn a_random_port_is_drawn_even_where_the_own_one_is_free() {
+    let range = NatRange { random: true, ..NatRange::address(PUBLIC.parse().unwrap()) };
+    let mut conntrack = conntrack(100, 1);
+    for port in 2000..2050 {
+        pass(&mut conntrack, &udp(CLIENT, port, SERVER, 53), Some(&range), START).unwrap();
+    }
+    let kept = conntrack.flows().iter().filter(|flow| flow.orig.sport == flow.reply.dport).count();
+    assert!(kept < 5, "{kept} of 50 kept their port");
+}
+
+#[test]
 fn an_exhausted_range_drops_the_packet_at_confirm() {
     let mut conntrack = conntrack(10, 1);
     let range = NatRange { ports: Some((5000, 5001)), ..NatRange::address(PUBLIC.parse().unwrap()) };

@@ -11,7 +11,7 @@ pub struct NatRange {
     pub addrs: Option<(IpAddr, IpAddr)>,
     /// First and last port or ICMP identifier; `None` leaves it to the search.
     pub ports: Option<(u16, u16)>,
-    /// Start the port search at random.
+    /// Search a port from a random start on, even where the flow's own is free.
     pub random: bool,
     /// Never try the port the flow came with, always draw.
     pub fully_random: bool,

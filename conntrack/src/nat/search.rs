@@ -29,7 +29,8 @@ pub(crate) fn unique_tuple(
     manip: Manip,
 ) -> Tuple {
     let own_port = manip.port(tuple);
-    if manip == Manip::Source && !range.fully_random {
+    let may_stay = !range.random && !range.fully_random;
+    if manip == Manip::Source && may_stay {
         if range.allows(tuple.src, own_port) {
             if search.is_free(tuple) {
                 return *tuple;
@@ -39,7 +40,7 @@ pub(crate) fn unique_tuple(
         }
     }
     let tuple = with_address(tuple, manip, search.choose_address(tuple, range, manip));
-    if !range.fully_random {
+    if may_stay {
         let fits = range.allows_port(own_port);
         let only_one = range.ports.is_some_and(|(first, last)| first == last);
         if fits && (only_one && range.ports.is_some() || search.is_free(&tuple)) {
