@@ -3,10 +3,10 @@
 use hibernet_snapshot::Instant;
 
 use super::addr::{Addr, Ends};
-use super::clock::Clock;
+use super::clock::{Clock, Tick};
 use super::entry::{Core, Entry};
 use super::links::{Chain, Links, Queue};
-use super::wheel::Wheel;
+use super::wheel::{Wheel, has_passed};
 use crate::record::FlowRecord;
 use crate::status::Status;
 
@@ -109,7 +109,6 @@ impl<A: Addr> Shelf<A> {
 
     /// Fires the wheel: hands out slots whose deadline has come, at most `budget` flows looked at.
     pub(crate) fn fire(&mut self, clock: Clock, now: Instant, budget: &mut usize, mut expired: impl FnMut(u32)) {
-        let tick = clock.tick(now);
         while let Some(due) = self.wheel.due(clock.ticks(now)) {
             loop {
                 if *budget == 0 {
@@ -118,7 +117,10 @@ impl<A: Addr> Shelf<A> {
                 let Some(slot) = self.wheel.take(&mut ByTimer(&mut self.entries), due) else { break };
                 *budget -= 1;
                 match self.entry(slot) {
-                    Some(entry) if entry.core.deadline.reached(tick) => expired(slot),
+                    // Not by the deadline alone: that would depend on when the wheel was told of it.
+                    Some(entry) if has_passed(unwrapped(entry.core.deadline, clock, now), clock.ticks(now)) => {
+                        expired(slot);
+                    }
                     Some(_) => self.arm(slot, clock, now),
                     None => {}
                 }
@@ -143,9 +145,13 @@ impl<A: Addr> Shelf<A> {
 
     fn arm(&mut self, slot: u32, clock: Clock, now: Instant) {
         if let Some(entry) = self.entry(slot) {
-            let ahead = entry.core.deadline.ahead_of(clock.tick(now));
-            let deadline = clock.ticks(now).saturating_add_signed(i64::from(ahead));
+            let deadline = unwrapped(entry.core.deadline, clock, now);
             self.wheel.arm(&mut ByTimer(&mut self.entries), slot, deadline);
         }
     }
+}
+
+/// A deadline in unwrapped ticks.
+fn unwrapped(deadline: Tick, clock: Clock, now: Instant) -> u64 {
+    clock.ticks(now).saturating_add_signed(i64::from(deadline.ahead_of(clock.tick(now))))
 }

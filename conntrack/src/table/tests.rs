@@ -34,11 +34,11 @@ fn flow(number: u32, orig: Tuple) -> FlowRecord {
     let inverse = orig.inverted().unwrap();
     let masqueraded = if orig.is_v6() { "2001:db8::1" } else { "203.0.113.1" }.parse().unwrap();
     let mut status = Status::CONFIRMED;
-    status.set(Status::SRC_NAT | Status::SRC_NAT_DONE | Status::DST_NAT_DONE, number % 3 == 0);
-    status.set(Status::ASSURED, number % 4 == 0);
+    status.set(Status::SRC_NAT | Status::SRC_NAT_DONE | Status::DST_NAT_DONE, number.is_multiple_of(3));
+    status.set(Status::ASSURED, number.is_multiple_of(4));
     let translated = Tuple { dst: masqueraded, dport: (number % 60_000) as u16 + 1, ..inverse };
     FlowRecord {
-        reply: if number % 3 == 0 { translated } else { inverse },
+        reply: if number.is_multiple_of(3) { translated } else { inverse },
         orig,
         zone: Zone::default(),
         status,
@@ -50,7 +50,7 @@ fn flow(number: u32, orig: Tuple) -> FlowRecord {
 }
 
 fn numbered(number: u32) -> FlowRecord {
-    flow(number, if number % 5 == 0 { v6(number) } else { v4(number) })
+    flow(number, if number.is_multiple_of(5) { v6(number) } else { v4(number) })
 }
 
 fn table(flows: u32, seed: u64) -> Table {
@@ -186,6 +186,21 @@ fn zones_keep_equal_tuples_apart() {
         "reply is in zone 0"
     );
     assert_eq!(table.find(&reply, orig_only), Some((found[0], Direction::Reply)));
+}
+
+#[test]
+fn when_a_flow_expires_depends_on_its_deadline_alone_and_not_on_earlier_ones() {
+    let start = Instant::from_millis(1_000_003);
+    for millis in (10_900..11_300).step_by(10) {
+        let expired = [1, 11].map(|seconds| {
+            let mut table = Table::new(4, &mut Entropy::from_test_seed(1), start);
+            let slot = table.insert(&FlowRecord { remaining: Duration::from_secs(seconds), ..numbered(1) }).unwrap();
+            table.flows_mut().set_timeout(slot, 11);
+            table.flows_mut().advance(start.saturating_add(Duration::from_millis(millis)));
+            table.flows_mut().expired(usize::MAX).len()
+        });
+        assert_eq!(expired[0], expired[1], "after {millis} ms");
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -35,8 +35,7 @@ impl Wheel {
 
     /// Files a slot that is in no list to fire once `deadline` (unwrapped ticks) has passed.
     pub(crate) fn arm(&mut self, chain: &mut impl Chain, slot: u32, deadline: u64) {
-        // A deadline on the border belongs to the slot before it, so that it fires right then.
-        let at = (deadline.saturating_sub(1) / SLOT_TICKS).max(self.next);
+        let at = slot_of_deadline(deadline).max(self.next);
         let differ = (at ^ self.next) | 1;
         let level = (differ.ilog2() as usize / 6).min(LEVELS - 1);
         let place = (at >> (6 * level)) as usize % SLOTS;
@@ -57,7 +56,7 @@ impl Wheel {
 
     /// The next slot that fires at or before `now`, in unwrapped ticks; moves the wheel on if there is none.
     pub(crate) fn due(&mut self, now: u64) -> Option<Due> {
-        let passed = now / SLOT_TICKS;
+        let passed = slot_of(now);
         // A coarse slot is handed down as soon as it begins: what it holds may be due before what lies in finer ones.
         let due = self.earliest().filter(|due| due.at < passed || (due.at == passed && due.list >= SLOTS));
         self.next = due.map_or(self.next.max(passed), |due| due.at);
@@ -90,6 +89,22 @@ impl Wheel {
         }
         None
     }
+}
+
+/// The slot of the finest level in which `tick` (unwrapped) lies.
+const fn slot_of(tick: u64) -> u64 {
+    tick / SLOT_TICKS
+}
+
+/// Whether the wheel slot that `deadline` belongs to is over at `now`, both in unwrapped ticks: when a flow expires, however
+/// often its deadline was moved before.
+pub(crate) const fn has_passed(deadline: u64, now: u64) -> bool {
+    slot_of_deadline(deadline) < slot_of(now)
+}
+
+/// A deadline on the border belongs to the slot before it, so that it fires right then.
+const fn slot_of_deadline(deadline: u64) -> u64 {
+    slot_of(deadline.saturating_sub(1))
 }
 
 #[cfg(test)]
@@ -133,7 +148,8 @@ mod tests {
             let mut deadlines = BTreeMap::new();
             let mut now = start;
             for (slot, bits, ahead, pass) in steps {
-                let deadline = now + (ahead & ((1 << bits) - 1)).min((1 << 31) - 1);
+                // Not now: what is over when it is filed fires with the next slot.
+                let deadline = now + (ahead & ((1 << bits) - 1)).clamp(1, (1 << 31) - 1);
                 match deadlines.insert(slot, deadline) {
                     Some(earlier) if earlier <= deadline => {} // lazy: the wheel is not told
                     Some(_) => { wheel.disarm(&mut slots, slot); wheel.arm(&mut slots, slot, deadline); }
