@@ -113,6 +113,15 @@ impl Attachment {
         }
     }
 
+    /// What translates a packet whose flow is not in the table: its binding, its direction and state.
+    pub(crate) fn own_binding(&self) -> Option<(Binding, Direction, CtState)> {
+        match &self.0 {
+            Attached::Unconfirmed(flow) => Some((Binding::of(flow), Direction::Original, CtState::New)),
+            Attached::Detached { binding, direction, state } => Some((*binding, *direction, *state)),
+            Attached::Flow { .. } | Attached::Nothing | Attached::Untracked | Attached::Invalid(_) => None,
+        }
+    }
+
     /// What a packet gets that the router makes in answer to this one (an ICMP error, a reset): RELATED, the other way.
     ///
     /// Of an unconfirmed flow it gets a copy of the binding, so that its translation is undone, never the flow.

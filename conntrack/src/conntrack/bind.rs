@@ -8,7 +8,7 @@ use super::{Conntrack, Refusal};
 use crate::attachment::{Attached, Attachment, Binding};
 use crate::event::EventKind;
 use crate::headers::{Parsed, parse};
-use crate::nat::{Manip, NatRange, Search, rewrite, rewrite_quoted, translation, unique_tuple};
+use crate::nat::{Manip, NatRange, OneTable, Search, Surroundings, rewrite, rewrite_quoted, translation, unique_tuple};
 use crate::protocol::{ProtocolState, TcpState};
 use crate::status::{CtState, Status};
 use crate::tuple::{Direction, Tuple, Zone, proto};
@@ -17,58 +17,26 @@ impl Conntrack {
     /// Whether the packet opens a flow for which `manip` is not decided yet. Later packets never ask again: a rule that
     /// comes later does not touch a flow.
     pub const fn nat_pending(&self, attachment: &Attachment, manip: Manip) -> bool {
-        match &attachment.0 {
-            Attached::Unconfirmed(flow) => !flow.status.contains(done(manip)),
-            _ => false,
-        }
+        is_undecided(attachment, manip)
     }
 
     /// Decides the binding of a new flow as a rule says. If nothing in the range is free, `confirm` will drop the packet.
     pub fn nat_bind(&mut self, attachment: &mut Attachment, manip: Manip, range: &NatRange) {
-        let Attached::Unconfirmed(flow) = &mut attachment.0 else { return };
-        if flow.status.contains(done(manip)) {
-            return;
-        }
-        flow.status |= done(manip);
-        let Some(current) = flow.reply.inverted() else { return };
-        let Self { table, sources, ports: choices, .. } = self;
-        let mut search = Search { table, sources, choices, zone: flow.zone };
-        let bound = unique_tuple(&mut search, &current, &flow.orig, range, manip);
-        if let Some(reply) = bound.inverted()
-            && bound != current
-        {
-            flow.reply = reply;
-            flow.status |= match manip {
-                Manip::Source => Status::SRC_NAT,
-                Manip::Destination => Status::DST_NAT,
-            };
-            flow.status.set(Status::MASQUERADE, range.masquerade || flow.status.contains(Status::MASQUERADE));
-        }
+        let Self { table, sources, ports, .. } = self;
+        decide(attachment, manip, range, &mut OneTable { table, sources, ports });
     }
 
     /// Decides that no rule translates a new flow. It may still lose its source port, to a flow that has its tuple.
     pub fn nat_null_bind(&mut self, attachment: &mut Attachment, manip: Manip) {
-        let Attached::Unconfirmed(flow) = &attachment.0 else { return };
-        let Some(current) = flow.reply.inverted() else { return };
-        let address = match manip {
-            Manip::Source => current.src,
-            Manip::Destination => current.dst,
-        };
-        self.nat_bind(attachment, manip, &NatRange::address(address));
+        if let Some(range) = null_range(attachment, manip) {
+            self.nat_bind(attachment, manip, &range);
+        }
     }
 
     /// Translates a packet as its flow's binding says; `true` if anything changed. INVALID and UNTRACKED packets, and those
     /// whose flow has left the table, pass as they are.
     pub fn nat_translate(&self, attachment: &Attachment, manip: Manip, datagram: &mut [u8]) -> Result<bool, Refusal> {
-        let Some((binding, direction, state)) = self.binding(attachment) else { return Ok(false) };
-        let Some(target) = translation(&binding, direction, manip) else { return Ok(false) };
-        let Ok(parsed) = parse(datagram) else { return Err(Refusal::Untranslatable) };
-        let translated = if state == CtState::Related && is_icmp(&parsed) {
-            rewrite_quoted(datagram, &parsed, manip, &target)
-        } else {
-            rewrite(datagram, &parsed, manip, &target)
-        };
-        translated.map(|()| true).map_err(|_| Refusal::Untranslatable)
+        self.binding(attachment).map_or(Ok(false), |bound| translate(&bound, manip, datagram))
     }
 
     /// The flow's mark (`ct mark`).
@@ -129,9 +97,9 @@ impl Conntrack {
         self.table.flows_mut().advance(now);
     }
 
-    fn binding(&self, attachment: &Attachment) -> Option<(Binding, Direction, CtState)> {
+    /// What translates a packet: its flow's binding, its direction and state.
+    pub(crate) fn binding(&self, attachment: &Attachment) -> Option<(Binding, Direction, CtState)> {
         match &attachment.0 {
-            Attached::Unconfirmed(flow) => Some((Binding::of(flow), Direction::Original, CtState::New)),
             Attached::Flow { handle, direction, state, .. } => {
                 let flows = self.table.flows();
                 let slot = flows.slot(*handle)?;
@@ -143,10 +111,66 @@ impl Conntrack {
                 let reply = flows.tuple(slot, Direction::Reply)?;
                 Some((Binding { orig, reply, status }, *direction, *state))
             }
-            Attached::Detached { binding, direction, state } => Some((*binding, *direction, *state)),
-            Attached::Nothing | Attached::Untracked | Attached::Invalid(_) => None,
+            _ => attachment.own_binding(),
         }
     }
+}
+
+/// Whether a packet opens a flow for which `manip` is not decided yet.
+pub(crate) const fn is_undecided(attachment: &Attachment, manip: Manip) -> bool {
+    match &attachment.0 {
+        Attached::Unconfirmed(flow) => !flow.status.contains(done(manip)),
+        _ => false,
+    }
+}
+
+/// Decides the binding of a new flow as a rule says, where it is not decided yet.
+pub(crate) fn decide(
+    attachment: &mut Attachment,
+    manip: Manip,
+    range: &NatRange,
+    surroundings: &mut impl Surroundings,
+) {
+    if !is_undecided(attachment, manip) {
+        return;
+    }
+    let Attached::Unconfirmed(flow) = &mut attachment.0 else { return };
+    flow.status |= done(manip);
+    let Some(current) = flow.reply.inverted() else { return };
+    let mut search = Search { surroundings, zone: flow.zone };
+    let bound = unique_tuple(&mut search, &current, &flow.orig, range, manip);
+    if let Some(reply) = bound.inverted()
+        && bound != current
+    {
+        flow.reply = reply;
+        flow.status |= match manip {
+            Manip::Source => Status::SRC_NAT,
+            Manip::Destination => Status::DST_NAT,
+        };
+        flow.status.set(Status::MASQUERADE, range.masquerade || flow.status.contains(Status::MASQUERADE));
+    }
+}
+
+/// The range that leaves a new flow the address it has.
+pub(crate) fn null_range(attachment: &Attachment, manip: Manip) -> Option<NatRange> {
+    let Attached::Unconfirmed(flow) = &attachment.0 else { return None };
+    Some(NatRange::address(manip.address(&flow.reply.inverted()?)))
+}
+
+/// Translates a packet as what [`Conntrack::binding`] found for it says; `true` if anything changed.
+pub(crate) fn translate(
+    (binding, direction, state): &(Binding, Direction, CtState),
+    manip: Manip,
+    datagram: &mut [u8],
+) -> Result<bool, Refusal> {
+    let Some(target) = translation(binding, *direction, manip) else { return Ok(false) };
+    let Ok(parsed) = parse(datagram) else { return Err(Refusal::Untranslatable) };
+    let translated = if *state == CtState::Related && is_icmp(&parsed) {
+        rewrite_quoted(datagram, &parsed, manip, &target)
+    } else {
+        rewrite(datagram, &parsed, manip, &target)
+    };
+    translated.map(|()| true).map_err(|_| Refusal::Untranslatable)
 }
 
 const fn done(manip: Manip) -> Status {

@@ -30,44 +30,53 @@ impl Conntrack {
         now: Instant,
     ) -> Result<Attachment, Refusal> {
         self.table.flows_mut().advance(now);
-        let verify_checksum = self.sysctls.checksum && origin == Origin::Link;
-        let packet = Packet { datagram, parsed, verify_checksum };
-        if matches!(parsed.proto, proto::ICMP | proto::ICMPV6) {
-            match tracker::icmp::classify(&packet) {
-                Ok(IcmpClass::Query) => {}
-                Ok(IcmpClass::Untracked) => return Ok(Attachment::untracked()),
-                Ok(IcmpClass::Error { inner }) => return Ok(self.relate(&inner, zone)),
-                Err(reason) => return Ok(self.invalid(reason)),
+        let packet = Packet { datagram, parsed, verify_checksum: self.sysctls.checksum && origin == Origin::Link };
+        let tuple = match subject(&packet) {
+            Subject::Flow(tuple) => tuple,
+            Subject::Quoted(inner) => {
+                let related = inner.tuple.inverted().and_then(|answer| self.relate(&answer, zone));
+                return Ok(related.unwrap_or_else(|| self.invalid(unrelated(&inner))));
             }
-        }
-        match tuple_of(parsed, datagram) {
-            Ok(tuple) => self.resolve(&packet, &tuple, zone, now),
-            Err(reason) => Ok(self.invalid(reason)),
-        }
-    }
-
-    fn resolve(&mut self, packet: &Packet<'_>, tuple: &Tuple, zone: Zone, now: Instant) -> Result<Attachment, Refusal> {
-        if let Some((slot, direction)) = self.table.find(tuple, zone) {
-            if self.table.flows().is_expired(slot) {
-                self.destroy(slot);
-            } else if let Some(attachment) = self.follow(packet, slot, direction, now) {
-                return Ok(attachment);
-            }
-        }
-        self.open(packet, tuple, zone, now)
-    }
-
-    /// A new flow, which its packet owns until `confirm`. The limit comes before the tracker: a full table drops even what
-    /// would be INVALID.
-    fn open(&mut self, packet: &Packet<'_>, tuple: &Tuple, zone: Zone, now: Instant) -> Result<Attachment, Refusal> {
-        let Some(reply) = tuple.inverted() else {
-            let reason = InvalidReason::IcmpNotOpening { proto: tuple.proto, kind: tuple.icmp_type() };
-            return Ok(self.invalid(reason));
+            Subject::Untracked => return Ok(Attachment::untracked()),
+            Subject::Invalid(reason) => return Ok(self.invalid(reason)),
         };
+        if let Some(attachment) = self.resolve(&packet, &tuple, zone, now) {
+            return Ok(attachment);
+        }
+        let Some(reply) = tuple.inverted() else { return Ok(self.invalid(not_opening(&tuple))) };
         self.make_room()?;
+        Ok(self.open(&packet, &tuple, &reply, zone, now))
+    }
+
+    /// The packet's place in a flow of the table. `None`: there is none, or it was over and is gone.
+    pub(crate) fn resolve(
+        &mut self,
+        packet: &Packet<'_>,
+        tuple: &Tuple,
+        zone: Zone,
+        now: Instant,
+    ) -> Option<Attachment> {
+        let (slot, direction) = self.table.find(tuple, zone)?;
+        if self.table.flows().is_expired(slot) {
+            self.destroy(slot);
+            return None;
+        }
+        self.follow(packet, slot, direction, now)
+    }
+
+    /// A new flow, which its packet owns until `confirm`. The table's limit comes before: where it is full, even what would
+    /// be INVALID is dropped.
+    pub(crate) fn open(
+        &mut self,
+        packet: &Packet<'_>,
+        tuple: &Tuple,
+        reply: &Tuple,
+        zone: Zone,
+        now: Instant,
+    ) -> Attachment {
         let opened = match tracker::open(packet, tuple, &self.sysctls, now) {
             Ok(opened) => opened,
-            Err(reason) => return Ok(self.invalid(reason)),
+            Err(reason) => return self.invalid(reason),
         };
         let mut status = Status::empty();
         status.set(Status::ZONE_ORIG_ONLY, zone.orig_only);
@@ -75,16 +84,16 @@ impl Conntrack {
         if self.sysctls.acct {
             counters.count(Direction::Original, packet.parsed.end);
         }
-        Ok(Attachment(Attached::Unconfirmed(FlowRecord {
+        Attachment(Attached::Unconfirmed(FlowRecord {
             orig: *tuple,
-            reply,
+            reply: *reply,
             zone,
             status,
             remaining: Duration::from_secs(u64::from(opened.timeout)),
             protocol: opened.state,
             mark: 0,
             counters,
-        })))
+        }))
     }
 
     /// Lets the tracker see the packet. `None`: the flow was over and is gone, the packet may open another.
@@ -144,12 +153,9 @@ impl Conntrack {
 
     /// An ICMP error belongs to the flow of the packet it quotes, and goes the other way: as an answer to that packet would.
     /// The quoted packet is as it arrived at who complains, behind NAT; so only the answer's tuple is in the table.
-    fn relate(&mut self, inner: &InnerTuple, zone: Zone) -> Attachment {
-        let answer = inner.tuple.inverted().and_then(|answer| self.table.find(&answer, zone));
-        match answer.filter(|(slot, _)| !self.table.flows().is_expired(*slot)) {
-            Some((slot, direction)) => self.attach(slot, direction, CtState::Related, None),
-            None => self.invalid(InvalidReason::IcmpUnrelated { proto: inner.tuple.proto }),
-        }
+    pub(crate) fn relate(&self, answer: &Tuple, zone: Zone) -> Option<Attachment> {
+        let (slot, direction) = self.table.find(answer, zone)?;
+        (!self.table.flows().is_expired(slot)).then(|| self.attach(slot, direction, CtState::Related, None))
     }
 
     fn attach(&self, slot: Slot, direction: Direction, state: CtState, ignored: Option<IgnoreReason>) -> Attachment {
@@ -159,7 +165,7 @@ impl Conntrack {
         }
     }
 
-    fn invalid(&mut self, reason: InvalidReason) -> Attachment {
+    pub(crate) fn invalid(&mut self, reason: InvalidReason) -> Attachment {
         self.totals.invalid = self.totals.invalid.saturating_add(1);
         Attachment(Attached::Invalid(reason))
     }
@@ -188,4 +194,41 @@ impl Conntrack {
         }
         after != before
     }
+}
+
+/// What a packet is about, as far as it says so itself.
+pub(crate) enum Subject {
+    /// The flow with this tuple.
+    Flow(Tuple),
+    /// The flow of the packet that this one, an ICMP error, quotes.
+    Quoted(InnerTuple),
+    /// Nothing that is tracked.
+    Untracked,
+    /// Nothing that could be told.
+    Invalid(InvalidReason),
+}
+
+pub(crate) fn subject(packet: &Packet<'_>) -> Subject {
+    if matches!(packet.parsed.proto, proto::ICMP | proto::ICMPV6) {
+        match tracker::icmp::classify(packet) {
+            Ok(IcmpClass::Query) => {}
+            Ok(IcmpClass::Untracked) => return Subject::Untracked,
+            Ok(IcmpClass::Error { inner }) => return Subject::Quoted(inner),
+            Err(reason) => return Subject::Invalid(reason),
+        }
+    }
+    match tuple_of(packet.parsed, packet.datagram) {
+        Ok(tuple) => Subject::Flow(tuple),
+        Err(reason) => Subject::Invalid(reason),
+    }
+}
+
+/// Why a packet without a flow opens none, if nothing answers its tuple.
+pub(crate) const fn not_opening(tuple: &Tuple) -> InvalidReason {
+    InvalidReason::IcmpNotOpening { proto: tuple.proto, kind: tuple.icmp_type() }
+}
+
+/// Why an ICMP error is INVALID that quotes a packet of no flow.
+pub(crate) const fn unrelated(inner: &InnerTuple) -> InvalidReason {
+    InvalidReason::IcmpUnrelated { proto: inner.tuple.proto }
 }

@@ -13,7 +13,7 @@ pub use self::manip::Manip;
 pub use self::range::NatRange;
 
 pub(crate) use self::rewrite::{rewrite, rewrite_quoted};
-pub(crate) use self::search::{Search, unique_tuple};
+pub(crate) use self::search::{OneTable, Search, Surroundings, unique_tuple};
 pub(crate) use self::sources::Sources;
 use crate::attachment::Binding;
 use crate::status::Status;

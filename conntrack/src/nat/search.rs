@@ -9,12 +9,53 @@ use crate::table::Table;
 use crate::tuple::{Direction, Tuple, Zone, proto};
 use crate::wire::WireChoices;
 
-/// What a search may look at.
-pub(crate) struct Search<'a> {
+/// What a search may ask: which tuples are taken, how a socket is seen already, and where to begin.
+pub(crate) trait Surroundings {
+    /// Whether any flow has `tuple` as one of its directions.
+    fn is_taken(&self, tuple: &Tuple, zone: Zone) -> bool;
+    /// The newest mapping of `orig`'s socket that is allowed, out of the newest few.
+    fn mapping(&self, orig: &Tuple, zone: u16, allowed: impl FnMut(&(IpAddr, u16)) -> bool) -> Option<(IpAddr, u16)>;
+    /// [`WireChoices::choose`]
+    fn choose(&mut self, subject: [u64; 2]) -> u64;
+    /// [`WireChoices::draw`]
+    fn draw(&mut self, subject: [u64; 2]) -> u64;
+}
+
+/// A search for a tuple in a zone.
+pub(crate) struct Search<'a, S> {
+    pub(crate) surroundings: &'a mut S,
+    pub(crate) zone: Zone,
+}
+
+/// All flows in one table.
+pub(crate) struct OneTable<'a> {
     pub(crate) table: &'a Table,
     pub(crate) sources: &'a Sources,
-    pub(crate) choices: &'a mut WireChoices,
-    pub(crate) zone: Zone,
+    pub(crate) ports: &'a mut WireChoices,
+}
+
+impl Surroundings for OneTable<'_> {
+    fn is_taken(&self, tuple: &Tuple, zone: Zone) -> bool {
+        self.table.is_taken(tuple, zone)
+    }
+
+    fn mapping(
+        &self,
+        orig: &Tuple,
+        zone: u16,
+        mut allowed: impl FnMut(&(IpAddr, u16)) -> bool,
+    ) -> Option<(IpAddr, u16)> {
+        let mut mappings = self.sources.mappings(self.table.flows(), orig, zone).map(|(_, outside)| outside);
+        mappings.find(|outside| allowed(outside))
+    }
+
+    fn choose(&mut self, subject: [u64; 2]) -> u64 {
+        self.ports.choose(subject)
+    }
+
+    fn draw(&mut self, subject: [u64; 2]) -> u64 {
+        self.ports.draw(subject)
+    }
 }
 
 /// The tuple a flow's packets get: `tuple` changed at `manip` as `range` allows, and free if there is a free one.
@@ -22,7 +63,7 @@ pub(crate) struct Search<'a> {
 /// In order of preference: as it is; as other flows of the same inside socket are seen (source NAT); with another address
 /// of the range alone; with another port. If nothing is free the last candidate comes back, and `confirm` refuses it.
 pub(crate) fn unique_tuple(
-    search: &mut Search<'_>,
+    search: &mut Search<'_, impl Surroundings>,
     tuple: &Tuple,
     orig: &Tuple,
     range: &NatRange,
@@ -50,16 +91,16 @@ pub(crate) fn unique_tuple(
     search.free_port(&tuple, range, manip)
 }
 
-impl Search<'_> {
+impl<S: Surroundings> Search<'_, S> {
     /// Whether no flow in the table is answered with what would answer `tuple`.
     fn is_free(&self, tuple: &Tuple) -> bool {
-        tuple.inverted().is_some_and(|reply| !self.table.is_taken(&reply, self.zone))
+        tuple.inverted().is_some_and(|reply| !self.surroundings.is_taken(&reply, self.zone))
     }
 
     fn existing_mapping(&self, tuple: &Tuple, orig: &Tuple, range: &NatRange) -> Option<Tuple> {
         let zone = self.zone.of(Direction::Original);
-        let mut mappings = self.sources.mappings(self.table.flows(), orig, zone);
-        let (address, port) = mappings.find(|(address, port)| range.allows(*address, *port))?;
+        let allowed = |(address, port): &(IpAddr, u16)| range.allows(*address, *port);
+        let (address, port) = self.surroundings.mapping(orig, zone, allowed)?;
         let mapped = with_port(&with_address(tuple, Manip::Source, address), Manip::Source, port);
         self.is_free(&mapped).then_some(mapped)
     }
@@ -70,7 +111,7 @@ impl Search<'_> {
             return first;
         }
         let other = if range.persistent { 0 } else { address_word(manip.opposite().address(tuple)) };
-        let seed = self.choices.choose([address_word(manip.address(tuple)), other]);
+        let seed = self.surroundings.choose([address_word(manip.address(tuple)), other]);
         address_between(first, last, seed)
     }
 
@@ -86,7 +127,7 @@ impl Search<'_> {
         let mut candidate = *tuple;
         // A destination is looked for from the front of its range, unless the rule says otherwise.
         let ordered = manip == Manip::Destination && !range.random && !range.fully_random;
-        let mut start = if ordered { 0 } else { self.choices.draw(subject) };
+        let mut start = if ordered { 0 } else { self.surroundings.draw(subject) };
         loop {
             for step in 0..tries {
                 let offset = (start.wrapping_add(u64::from(step)) % u64::from(size)) as u16;
@@ -99,7 +140,7 @@ impl Search<'_> {
                 return candidate;
             }
             tries /= 2;
-            start = self.choices.draw(subject);
+            start = self.surroundings.draw(subject);
         }
     }
 }

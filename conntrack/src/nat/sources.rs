@@ -48,13 +48,18 @@ impl Sources {
         }
     }
 
-    /// What the flows of `orig`'s socket look like outside, the newest first.
-    pub(crate) fn mappings(&self, flows: &Flows, orig: &Tuple, zone: u16) -> impl Iterator<Item = (IpAddr, u16)> {
+    /// What the flows of `orig`'s socket look like outside, the newest first, each with its serial number.
+    pub(crate) fn mappings(
+        &self,
+        flows: &Flows,
+        orig: &Tuple,
+        zone: u16,
+    ) -> impl Iterator<Item = (u64, (IpAddr, u16))> {
         let socket = Socket::of(orig, zone);
         let same = self.0.range((socket, 0)..=(socket, u64::MAX)).rev().take(LOOKED_AT);
-        same.filter_map(|(_, slot)| {
+        same.filter_map(|((_, serial), slot)| {
             let outside = flows.tuple(*slot, Direction::Reply)?.inverted()?;
-            Some((outside.src, outside.sport))
+            Some((*serial, (outside.src, outside.sport)))
         })
     }
 }
