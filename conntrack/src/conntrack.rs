@@ -3,15 +3,19 @@
 mod bind;
 mod follow;
 mod restore;
+mod shard;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use hibernet_snapshot::{Entropy, Instant, Redraw, Snapshot};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub(crate) use self::bind::{decide, is_undecided, null_range, translate};
+pub(crate) use self::follow::{Subject, not_opening, subject, unrelated};
 pub use self::restore::{NotRestored, Validated};
 use self::restore::{no_events, source_mappings};
+pub(crate) use self::shard::Settings;
 use crate::attachment::{Attached, Attachment};
 use crate::canary::CanaryScan;
 use crate::event::{ConntrackEvent, EventKind, EventQueue};
@@ -72,10 +76,17 @@ pub enum Refusal {
 
 /// Why a configuration was refused.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[error("capacity: found {found}, expected {expected}")]
+#[error("{field}: found {found}, expected {expected}")]
 pub struct ConfigError {
+    field: &'static str,
     found: u32,
     expected: String,
+}
+
+impl ConfigError {
+    pub(crate) const fn new(field: &'static str, found: u32, expected: String) -> Self {
+        Self { field, found, expected }
+    }
 }
 
 /// Totals over the table's life (`conntrack -S`). Saved.
@@ -133,7 +144,7 @@ impl Conntrack {
     /// An empty table.
     pub fn new(config: Config, entropy: &mut Entropy, now: Instant) -> Result<Self, ConfigError> {
         let Config { sysctls, capacity, early_drop } = config;
-        check_capacity(capacity).map_err(|expected| ConfigError { found: capacity, expected })?;
+        check_capacity(capacity).map_err(|expected| ConfigError::new("capacity", capacity, expected))?;
         Ok(Self {
             sysctls,
             early_drop,
@@ -150,7 +161,14 @@ impl Conntrack {
         let Attached::Unconfirmed(flow) = &mut attachment.0 else { return Ok(()) };
         self.table.flows_mut().advance(now);
         flow.status |= Status::CONFIRMED;
-        let handle = match self.table.insert(flow) {
+        let inserted = self.table.insert(flow);
+        self.confirmed(attachment, inserted)
+    }
+
+    /// What becomes of a new flow and its packet once the table has taken it in, or has not.
+    fn confirmed(&mut self, attachment: &mut Attachment, inserted: Result<Slot, NotInserted>) -> Result<(), Refusal> {
+        let Attached::Unconfirmed(flow) = &attachment.0 else { return Ok(()) };
+        let handle = match inserted {
             Ok(slot) => {
                 self.totals.insert = self.totals.insert.saturating_add(1);
                 self.sources.insert(self.table.flows(), slot);
@@ -269,24 +287,24 @@ impl Conntrack {
 
     /// Adds all keys and every tuple's hash to what a canary scan looks for.
     pub fn watch(&self, scan: &mut CanaryScan) {
-        scan.watch_key("table hash", self.table.key().expose());
+        self.watch_table(scan);
         self.ports.watch("NAT ports", scan);
-        self.table.each_hash(|hash| scan.watch_hash(hash));
     }
 
     /// Whether the table takes another flow, after making room if the policy has a way to.
     fn make_room(&mut self) -> Result<(), Refusal> {
-        let limit = match self.sysctls.max {
-            0 => self.capacity(),
-            max => max.min(self.capacity()),
-        };
-        if self.len() < limit {
+        if self.len() < self.sysctls.limit(self.capacity()) {
             return Ok(());
         }
         let victim = match self.early_drop {
             EarlyDrop::Off => None,
             EarlyDrop::Lru => self.table.flows().oldest_unassured(),
         };
+        self.drop_early(victim)
+    }
+
+    /// Lets a flow go for a new one.
+    fn drop_early(&mut self, victim: Option<Slot>) -> Result<(), Refusal> {
         let Some(victim) = victim else {
             self.totals.drop = self.totals.drop.saturating_add(1);
             return Err(Refusal::TableFull);

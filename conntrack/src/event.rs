@@ -55,6 +55,10 @@ impl EventQueue {
         self.events.pop_front()
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
     pub(crate) const fn lost(&self) -> u64 {
         self.lost
     }

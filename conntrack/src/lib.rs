@@ -8,6 +8,8 @@
 //! Behind it: pure protocol trackers (TCP with full window tracking, UDP, ICMP, ICMPv6, SCTP, GRE, generic), a table of
 //! fixed-size entries with a separate index filed under a secret key, a timer wheel, a keyed search for free ports.
 //!
+//! [`SharedConntrack`] is the same for several threads at once: shards with a lock each, of which nothing can be seen.
+//!
 //! A save ([`hibernet_snapshot::Snapshot::save`]) writes flows and settings, never a key. The way back goes through
 //! [`Validated`], which no packet can reach, and [`Validated::rehash`], which draws fresh keys and files every tuple under
 //! them in one step. There is no way to have the keys without the rehash.
@@ -52,6 +54,7 @@ mod nat;
 mod pack;
 mod protocol;
 mod record;
+mod shared;
 mod status;
 mod sysctl;
 mod table;
@@ -72,6 +75,7 @@ pub use crate::protocol::{
     ProtocolState, SctpState, SctpTrack, TcpSegmentKind, TcpSide, TcpSideFlags, TcpState, TcpTrack, UdpTrack,
 };
 pub use crate::record::{Counters, FlowRecord};
+pub use crate::shared::{Shards, SharedConntrack};
 pub use crate::status::{CtState, Status};
 pub use crate::sysctl::{LONGEST_TIMEOUT, SysctlError, Sysctls};
 pub use crate::table::{FlowsSaved, Handle};

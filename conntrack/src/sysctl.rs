@@ -192,6 +192,16 @@ sysctls! {
     frag6_low_thresh: u32 = 3_145_728, "nf_conntrack_frag6_low_thresh" up to i32::MAX as u32;
 }
 
+impl Sysctls {
+    /// Most flows in a table that has room for `capacity`.
+    pub(crate) fn limit(&self, capacity: u32) -> u32 {
+        match self.max {
+            0 => capacity,
+            max => max.min(capacity),
+        }
+    }
+}
+
 const PREFIX: &str = "net.netfilter.";
 
 fn parse<T: Value>(name: &'static str, value: &str, most: u32) -> Result<T, SysctlError> {

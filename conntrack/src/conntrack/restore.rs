@@ -3,12 +3,12 @@
 use hibernet_snapshot::{Entropy, Instant, Invalid, Redraw, Snapshot};
 use thiserror::Error;
 
-use super::{Conntrack, ConntrackParts, ConntrackSaved, EarlyDrop, Totals};
+use super::{Conntrack, ConntrackParts, ConntrackSaved, EarlyDrop, Settings, Totals};
 use crate::event::EventQueue;
 use crate::nat::Sources;
 use crate::record::FlowRecord;
 use crate::sysctl::Sysctls;
-use crate::table::Unfiled;
+use crate::table::{Flows, Unfiled};
 use crate::wire::WireChoices;
 
 /// A saved value was refused. Nothing was changed.
@@ -52,6 +52,12 @@ impl Validated {
                 self.table.drop_flow(slot);
             }
         }
+    }
+
+    /// What shards are made of: settings, totals so far, and the flows.
+    pub(crate) fn into_parts(self) -> (Settings, Totals, Flows) {
+        let Self { sysctls, early_drop, totals, table } = self;
+        (Settings { sysctls, early_drop }, totals, table.into_flows())
     }
 
     /// Draws fresh keys and files every tuple under them.

@@ -12,13 +12,13 @@ use crate::table::hash_tuple;
 const FIN: u8 = 1;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
-const START: Instant = Instant::from_secs(1000);
-const CLIENT: &str = "10.0.0.2";
-const SERVER: &str = "198.51.100.10";
-const PUBLIC: &str = "203.0.113.1";
+pub(crate) const START: Instant = Instant::from_secs(1000);
+pub(crate) const CLIENT: &str = "10.0.0.2";
+pub(crate) const SERVER: &str = "198.51.100.10";
+pub(crate) const PUBLIC: &str = "203.0.113.1";
 
 /// A datagram; its checksums are of no interest here but for the IPv4 header's.
-fn datagram(proto: u8, src: &str, dst: &str, l4: &[u8]) -> Vec<u8> {
+pub(crate) fn datagram(proto: u8, src: &str, dst: &str, l4: &[u8]) -> Vec<u8> {
     let mut bytes = match (src.parse().unwrap(), dst.parse().unwrap()) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let total = (20 + l4.len() as u16).to_be_bytes();
@@ -43,7 +43,7 @@ fn datagram(proto: u8, src: &str, dst: &str, l4: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn udp(src: &str, sport: u16, dst: &str, dport: u16) -> Vec<u8> {
+pub(crate) fn udp(src: &str, sport: u16, dst: &str, dport: u16) -> Vec<u8> {
     let mut l4 = [sport.to_be_bytes(), dport.to_be_bytes(), [0, 12], [0, 0]].concat();
     l4.extend(*b"data");
     datagram(proto::UDP, src, dst, &l4)
@@ -404,7 +404,7 @@ impl Conntrack {
 }
 
 /// Packets of a few hosts and ports, so that flows meet.
-fn packets() -> impl Strategy<Value = Vec<(Vec<u8>, u16)>> {
+pub(crate) fn packets() -> impl Strategy<Value = Vec<(Vec<u8>, u16)>> {
     let packet = (0u8..4, 0u8..3, 1u16..9, any::<bool>(), any::<bool>(), 0u32..3, any::<[u8; 2]>()).prop_map(
         |(host, kind, port, back, v6, step, noise)| {
             let (inside, outside) = if v6 {

@@ -14,7 +14,7 @@ pub use self::range::NatRange;
 
 pub(crate) use self::rewrite::{rewrite, rewrite_quoted};
 pub(crate) use self::search::{OneTable, Search, Surroundings, unique_tuple};
-pub(crate) use self::sources::Sources;
+pub(crate) use self::sources::{LOOKED_AT, Sources};
 use crate::attachment::Binding;
 use crate::status::Status;
 use crate::tuple::{Direction, Tuple};

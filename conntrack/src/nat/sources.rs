@@ -73,4 +73,4 @@ fn key(flows: &Flows, slot: Slot) -> Option<(Socket, u64)> {
 }
 
 /// How many flows of one socket are looked at: bounds the work a client can cause with one source port.
-const LOOKED_AT: usize = 16;
+pub(crate) const LOOKED_AT: usize = 16;

@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::hash::HashKey;
+use super::hash::Keyed;
 use crate::tuple::Tuple;
 
 /// An address of one family, in network order.
@@ -12,7 +12,7 @@ pub(crate) trait Addr: Copy + Ord + Default + core::fmt::Debug {
     /// The address for everyone else.
     fn ip(self) -> IpAddr;
     /// The keyed hash of two endpoints in the order given.
-    fn hash(key: &HashKey, first: (Self, u16), second: (Self, u16), proto: u8) -> u64;
+    fn hash(key: &impl Keyed, first: (Self, u16), second: (Self, u16), proto: u8) -> u64;
 }
 
 impl Addr for [u8; 4] {
@@ -28,7 +28,7 @@ impl Addr for [u8; 4] {
     }
 
     /// Thirteen bytes: address, port, address, port, protocol.
-    fn hash(key: &HashKey, first: (Self, u16), second: (Self, u16), proto: u8) -> u64 {
+    fn hash(key: &impl Keyed, first: (Self, u16), second: (Self, u16), proto: u8) -> u64 {
         let a = u64::from(u32::from_le_bytes(first.0));
         let b = u64::from(u32::from_le_bytes(second.0));
         let head = a | u64::from(first.1) << 32 | (b & 0xffff) << 48;
@@ -50,7 +50,7 @@ impl Addr for [u8; 16] {
     }
 
     /// Thirty-seven bytes: address, address, port, port, protocol.
-    fn hash(key: &HashKey, first: (Self, u16), second: (Self, u16), proto: u8) -> u64 {
+    fn hash(key: &impl Keyed, first: (Self, u16), second: (Self, u16), proto: u8) -> u64 {
         let a = u128::from_le_bytes(first.0);
         let b = u128::from_le_bytes(second.0);
         let tail = u64::from(first.1) | u64::from(second.1) << 16 | u64::from(proto) << 32 | 37 << 56;
@@ -79,7 +79,7 @@ impl<A: Addr> Ends<A> {
     }
 
     /// The hash of the sorted endpoints: the same for both directions. An ICMP query's endpoints both have its id.
-    pub(crate) fn hash(&self, key: &HashKey, icmp: bool, proto: u8) -> u64 {
+    pub(crate) fn hash(&self, key: &impl Keyed, icmp: bool, proto: u8) -> u64 {
         let first = (self.src, self.sport);
         let second = (self.dst, if icmp { self.sport } else { self.dport });
         if first <= second { A::hash(key, first, second, proto) } else { A::hash(key, second, first, proto) }
@@ -87,7 +87,7 @@ impl<A: Addr> Ends<A> {
 }
 
 /// The hash a tuple is filed under.
-pub(crate) fn hash_tuple(key: &HashKey, tuple: &Tuple) -> u64 {
+pub(crate) fn hash_tuple(key: &impl Keyed, tuple: &Tuple) -> u64 {
     let (icmp, proto) = (tuple.is_icmp(), tuple.proto);
     if let Some(ends) = Ends::<[u8; 4]>::of(tuple) {
         ends.hash(key, icmp, proto)

@@ -1,15 +1,21 @@
 //! The flows of a table, without the index that finds them: what a save holds and a restore validates.
 
+mod moved;
+
+use core::cmp::Ordering;
+use core::hash::{Hash, Hasher};
 use core::time::Duration;
 
 use hibernet_snapshot::{Entropy, Instant, Invalid, Schema, Snapshot};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::moved::{Frame, Moved};
 use super::addr::Ends;
 use super::clock::{Clock, TICK_NANOS};
 use super::entry::{Core, Entry};
 use super::links::SLOT_LIMIT;
 use super::shelf::Shelf;
+use super::wheel::slot_of;
 use crate::pack;
 use crate::record::FlowRecord;
 use crate::tuple::{Direction, Tuple};
@@ -39,10 +45,55 @@ impl Slot {
 }
 
 /// Names a flow for as long as it is in the table; finds nothing afterwards, even if its slot is used again.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+///
+/// Handles of one table compare by the age of their flows.
+#[derive(Clone, Copy, Debug)]
 pub struct Handle {
-    pub(crate) slot: Slot,
+    slot: Slot,
+    part: Part,
     serial: u64,
+}
+
+impl PartialEq for Handle {
+    fn eq(&self, other: &Self) -> bool {
+        self.serial == other.serial
+    }
+}
+
+impl Eq for Handle {}
+
+impl PartialOrd for Handle {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Handle {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.serial.cmp(&other.serial)
+    }
+}
+
+impl Hash for Handle {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.serial.hash(state);
+    }
+}
+
+impl Handle {
+    /// Which of several tables the flow was in when the handle was made.
+    pub(crate) const fn shard(self) -> usize {
+        self.part.shard as usize
+    }
+}
+
+/// Which part of all flows a table holds, where several tables share them. A table by itself is the default part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Part {
+    /// Which of the tables.
+    pub(crate) shard: u8,
+    /// How often the flows have been dealt out to the tables anew: slots are good for one deal.
+    pub(crate) deal: u16,
 }
 
 /// Slabs, clock and serial numbers.
@@ -56,24 +107,12 @@ pub(crate) struct Flows {
     capacity: u32,
     len: u32,
     next_serial: u64,
+    part: Part,
 }
 
 impl Flows {
     pub(crate) fn new(capacity: u32, now: Instant) -> Self {
-        Self::with_phase(capacity, now, 0)
-    }
-
-    fn with_phase(capacity: u32, now: Instant, phase: u64) -> Self {
-        let clock = Clock::new(now, phase);
-        Self {
-            v4: Shelf::new(capacity, clock, now),
-            v6: Shelf::new(capacity, clock, now),
-            clock,
-            now,
-            capacity,
-            len: 0,
-            next_serial: 1,
-        }
+        Self::on(Frame::new(now, 0), capacity, Part::default())
     }
 
     pub(crate) const fn len(&self) -> u32 {
@@ -86,6 +125,16 @@ impl Flows {
 
     pub(crate) const fn clock(&self) -> Clock {
         self.clock
+    }
+
+    /// The latest time the table was told.
+    pub(crate) const fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// The number the next flow gets. Must be above all that were given.
+    pub(crate) const fn number_next(&mut self, serial: u64) {
+        self.next_serial = serial;
     }
 
     /// Tells the table what time it is. Time does not run backwards.
@@ -106,25 +155,27 @@ impl Flows {
     }
 
     pub(crate) fn handle(&self, slot: Slot) -> Option<Handle> {
-        Some(Handle { slot, serial: self.core(slot)?.serial() })
+        Some(Handle { slot, part: self.part, serial: self.core(slot)?.serial() })
     }
 
     /// The slot, if the flow is still there.
     pub(crate) fn slot(&self, handle: Handle) -> Option<Slot> {
+        if handle.part != self.part {
+            return self.slot_of_serial(handle.serial);
+        }
         (self.core(handle.slot)?.serial() == handle.serial).then_some(handle.slot)
     }
 
+    /// Whether the slot in `handle` is one of this table, as it is now.
+    pub(crate) fn made(&self, handle: Handle) -> bool {
+        handle.part == self.part
+    }
+
     pub(crate) fn tuple(&self, slot: Slot, direction: Direction) -> Option<Tuple> {
-        fn of<A: super::addr::Addr>(entry: &Entry<A>, direction: Direction) -> Tuple {
-            match direction {
-                Direction::Original => entry.orig.tuple(entry.core.proto),
-                Direction::Reply => entry.reply.tuple(entry.core.proto),
-            }
-        }
         Some(if slot.is_v6() {
-            of(self.v6.entry(slot.number())?, direction)
+            self.v6.entry(slot.number())?.tuple(direction)
         } else {
-            of(self.v4.entry(slot.number())?, direction)
+            self.v4.entry(slot.number())?.tuple(direction)
         })
     }
 
@@ -214,14 +265,21 @@ impl Flows {
     }
 
     /// Slots whose time has come, at most `budget` flows looked at, by deadline and then age.
-    pub(crate) fn expired(&mut self, budget: usize) -> Vec<Slot> {
+    pub(crate) fn expired(&mut self, mut budget: usize) -> Vec<Slot> {
+        let mut slots = self.fire(&mut budget);
+        slots.sort_unstable_by_key(|(due, _)| *due);
+        slots.into_iter().map(|(_, slot)| slot).collect()
+    }
+
+    /// Slots whose time has come, each with what orders them; takes from `budget` the flows it looks at.
+    pub(crate) fn fire(&mut self, budget: &mut usize) -> Vec<(DueOrder, Slot)> {
         let (clock, now) = (self.clock, self.now);
-        let (mut budget, mut slots) = (budget, Vec::new());
-        self.v4.fire(clock, now, &mut budget, |slot| slots.push(Slot::v4(slot)));
-        self.v6.fire(clock, now, &mut budget, |slot| slots.push(Slot::v6(slot)));
+        let mut slots = Vec::new();
+        self.v4.fire(clock, now, budget, |slot| slots.push(Slot::v4(slot)));
+        self.v6.fire(clock, now, budget, |slot| slots.push(Slot::v6(slot)));
         let tick = clock.tick(now);
-        slots.sort_unstable_by_key(|slot| self.core(*slot).map(|core| (core.deadline.ahead_of(tick), core.serial())));
-        slots
+        let due = |slot| self.core(slot).map(|core| ((core.deadline.ahead_of(tick), core.serial()), slot));
+        slots.into_iter().filter_map(due).collect()
     }
 
     /// When [`Flows::expired`] has something to do.
@@ -234,11 +292,32 @@ impl Flows {
 
     /// All slots in creation order.
     pub(crate) fn in_creation_order(&self) -> Vec<Slot> {
-        let v4 = self.v4.occupied().map(|(slot, entry)| (entry.core.serial(), Slot::v4(slot)));
-        let v6 = self.v6.occupied().map(|(slot, entry)| (entry.core.serial(), Slot::v6(slot)));
-        let mut slots: Vec<_> = v4.chain(v6).collect();
+        let mut slots: Vec<_> = self.occupied().collect();
         slots.sort_unstable_by_key(|(serial, _)| *serial);
         slots.into_iter().map(|(_, slot)| slot).collect()
+    }
+
+    /// All slots with their serial numbers.
+    pub(crate) fn occupied(&self) -> impl Iterator<Item = (u64, Slot)> {
+        let v4 = self.v4.occupied().map(|(slot, entry)| (entry.core.serial(), Slot::v4(slot)));
+        v4.chain(self.v6.occupied().map(|(slot, entry)| (entry.core.serial(), Slot::v6(slot))))
+    }
+
+    /// Serial and slot of the unassured flow that is oldest.
+    pub(crate) fn oldest_unassured_serial(&self) -> Option<(u64, Slot)> {
+        let slot = self.oldest_unassured()?;
+        Some((self.core(slot)?.serial(), slot))
+    }
+
+    /// The long way to a flow whose handle was made before the flows were dealt out anew.
+    #[cold]
+    fn slot_of_serial(&self, serial: u64) -> Option<Slot> {
+        self.occupied().find(|(other, _)| *other == serial).map(|(_, slot)| slot)
+    }
+
+    /// When the present tick began. Ticks are the unit of deadlines: counting from there keeps what remains exact.
+    const fn begun(&self) -> Instant {
+        Instant::from_nanos(self.now.as_nanos().saturating_sub(self.clock.nanos(self.now) % TICK_NANOS))
     }
 
     /// Nanoseconds into the current slot of the timer wheel: keeps a restored table's timers in step.
@@ -246,6 +325,9 @@ impl Flows {
         self.clock.nanos(self.now) % (TICK_NANOS * 16)
     }
 }
+
+/// Orders flows whose time has come: by deadline, in ticks from now, and then by age.
+pub(crate) type DueOrder = (i32, u64);
 
 /// Flows as an image holds them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -258,6 +340,27 @@ pub struct FlowsSaved {
 }
 
 impl FlowsSaved {
+    /// What tables hold that share `capacity`, and that were told the same time: as one table would have saved it.
+    pub(crate) fn of(tables: &[&Flows], capacity: u32) -> Self {
+        let mut records = Vec::with_capacity(tables.iter().map(|flows| flows.len as usize).sum::<usize>() * 112);
+        let (mut count, mut phase) = (0_u32, 0);
+        let mut all: Vec<_> =
+            tables.iter().flat_map(|flows| flows.occupied().map(|(serial, slot)| (serial, slot, *flows))).collect();
+        all.sort_unstable_by_key(|(serial, ..)| *serial);
+        if let Some(first) = tables.first() {
+            phase = first.phase() as u32;
+        }
+        for (_, slot, flows) in all {
+            if !flows.is_expired(slot)
+                && let Some(flow) = flows.record(slot)
+            {
+                pack::write(&mut records, &flow, flows.begun());
+                count = count.saturating_add(1);
+            }
+        }
+        Self { capacity, phase, count, records }
+    }
+
     /// How many flows are in it.
     pub const fn count(&self) -> u32 {
         self.count
@@ -284,20 +387,8 @@ impl Snapshot for Flows {
 
     /// Entries whose time has come but which nothing has collected yet are not written.
     fn save(&self) -> FlowsSaved {
-        let Self { v4: _, v6: _, clock: _, now, capacity, len, next_serial: _ } = self;
-        let mut records = Vec::with_capacity(*len as usize * 112);
-        let mut count = 0_u32;
-        // Ticks are the unit of deadlines: counting from the tick that has begun keeps what remains exact.
-        let begun = Instant::from_nanos(now.as_nanos().saturating_sub(self.clock.nanos(*now) % TICK_NANOS));
-        for slot in self.in_creation_order() {
-            if !self.is_expired(slot)
-                && let Some(flow) = self.record(slot)
-            {
-                pack::write(&mut records, &flow, begun);
-                count = count.saturating_add(1);
-            }
-        }
-        FlowsSaved { capacity: *capacity, phase: self.phase() as u32, count, records }
+        let Self { v4: _, v6: _, clock: _, now: _, capacity, len: _, next_serial: _, part: _ } = self;
+        FlowsSaved::of(&[self], *capacity)
     }
 
     fn restore(saved: FlowsSaved, now: Instant, _: &mut Entropy) -> Result<Self, Invalid> {
@@ -312,7 +403,7 @@ impl Snapshot for Flows {
         if usize::try_from(count).unwrap_or(usize::MAX) > records.len() / pack::SHORTEST {
             return Err(Invalid::new("count", count.to_string(), "as many records as there are bytes for"));
         }
-        let mut flows = Self::with_phase(capacity, now, u64::from(phase));
+        let mut flows = Self::on(Frame::new(now, u64::from(phase)), capacity, Part::default());
         let since_tick = Duration::from_nanos(u64::from(phase) % TICK_NANOS);
         let begun = Instant::from_nanos(now.as_nanos().saturating_sub(u64::from(phase) % TICK_NANOS));
         let mut input = pack::Reader::new(&records);

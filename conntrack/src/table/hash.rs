@@ -7,18 +7,25 @@ use core::fmt;
 
 use hibernet_snapshot::{Entropy, Redraw, Secret};
 
+/// What hashes under a key of its own.
+pub(crate) trait Keyed {
+    /// SipHash-1-3 of the words, the last of which carries the length in its top byte.
+    fn hash<const N: usize>(&self, words: &[u64; N]) -> u64;
+}
+
 /// The 128-bit key of the table's hash. Lives in memory only: never saved, drawn afresh on restore.
 pub(crate) struct HashKey(Secret<[u8; 16]>);
 
 impl HashKey {
-    /// SipHash-1-3 of the words, the last of which carries the length in its top byte.
-    pub(crate) fn hash<const N: usize>(&self, words: &[u64; N]) -> u64 {
-        siphash::<1, 3, N>(self.0.expose(), words)
-    }
-
     /// The key's bytes, for the canary scan alone.
     pub(crate) fn expose(&self) -> &[u8; 16] {
         self.0.expose()
+    }
+}
+
+impl Keyed for HashKey {
+    fn hash<const N: usize>(&self, words: &[u64; N]) -> u64 {
+        siphash::<1, 3, N>(self.0.expose(), words)
     }
 }
 

@@ -20,8 +20,8 @@ use hibernet_snapshot::{Entropy, Instant, Invalid, Redraw, Snapshot};
 pub use self::flows::{FlowsSaved, Handle};
 
 pub(crate) use self::addr::hash_tuple;
-pub(crate) use self::flows::{Flows, Slot, check_capacity};
-pub(crate) use self::hash::{HashKey, siphash};
+pub(crate) use self::flows::{DueOrder, Flows, Frame, Moved, Part, Slot, check_capacity};
+pub(crate) use self::hash::{HashKey, Keyed, siphash};
 use self::index::{Index, Overrun};
 use crate::record::FlowRecord;
 use crate::tuple::{Direction, Tuple, Zone};
@@ -65,6 +65,11 @@ impl Unfiled {
 
     pub(crate) const fn flows(&self) -> &Flows {
         &self.0
+    }
+
+    /// The flows, for tables that will share them.
+    pub(crate) fn into_flows(self) -> Flows {
+        self.0
     }
 
     /// Takes a flow out that shall not go on.
@@ -114,6 +119,34 @@ impl Table {
             self.reseed();
         }
         Ok(slot)
+    }
+
+    /// A table that holds a part of what several tables share; empty as yet.
+    pub(crate) fn part(frame: Frame, capacity: u32, part: Part, entropy: &mut Entropy) -> Self {
+        let (key, keys) = (HashKey::redraw(entropy), Entropy::redraw(entropy));
+        Self { flows: Flows::on(frame, capacity, part), key, keys, index: Index::for_flows(capacity) }
+    }
+
+    /// Empties the table, which gets another part of the flows, under another key.
+    pub(crate) fn restart(&mut self, frame: Frame, capacity: u32, part: Part) {
+        self.key = HashKey::redraw(&mut self.keys);
+        self.index = Index::for_flows(capacity);
+        self.flows = Flows::on(frame, capacity, part);
+    }
+
+    /// Takes over a flow that was in another table. `None` if there is no room.
+    pub(crate) fn adopt(&mut self, moved: &Moved) -> Option<Slot> {
+        let slot = self.flows.adopt(moved)?;
+        if file(&mut self.index, &self.key, &self.flows, slot).is_err() {
+            self.reseed();
+        }
+        Some(slot)
+    }
+
+    /// What tables hold that share `capacity`, as one table would have saved it.
+    pub(crate) fn save_parts(tables: &[&Self], capacity: u32) -> TableSaved {
+        let flows: Vec<_> = tables.iter().map(|table| &table.flows).collect();
+        TableSaved { flows: FlowsSaved::of(&flows, capacity) }
     }
 
     /// Forgets a flow.
@@ -167,8 +200,7 @@ fn file_every_tuple(parts: &TableParts<'_>) -> Result<Index, Invalid> {
             if let Some(tuple) = flows.tuple(slot, direction)
                 && find_in(&index, flows, hash_tuple(key, &tuple), &tuple, zone).is_some()
             {
-                let found = format!("{tuple:?}, which an earlier flow has too");
-                return Err(Invalid::new("", found, "each tuple once").at(number).within("flows"));
+                return Err(claimed_twice(number, &tuple));
             }
         }
         while file(&mut index, key, flows, slot).is_err() {
@@ -176,6 +208,12 @@ fn file_every_tuple(parts: &TableParts<'_>) -> Result<Index, Invalid> {
         }
     }
     Ok(index)
+}
+
+/// What refuses a restore in which flow `number` claims a tuple that an earlier one has.
+pub(crate) fn claimed_twice(number: usize, tuple: &Tuple) -> Invalid {
+    let found = format!("{tuple:?}, which an earlier flow has too");
+    Invalid::new("", found, "each tuple once").at(number).within("flows")
 }
 
 fn find_in(index: &Index, flows: &Flows, hash: u64, tuple: &Tuple, zone: Zone) -> Option<(Slot, Direction)> {

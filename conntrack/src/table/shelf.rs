@@ -37,13 +37,13 @@ impl<A> Chain for ByAge<'_, A> {
 }
 
 impl<A: Addr> Shelf<A> {
-    /// Room for `limit` flows. Memory is reserved at once and touched as it is used.
-    pub(crate) fn new(limit: u32, clock: Clock, now: Instant) -> Self {
+    /// Room for `limit` flows, with a wheel that starts at `slot`. Memory is reserved at once and touched as it is used.
+    pub(crate) fn new(limit: u32, slot: u64) -> Self {
         Self {
             entries: Vec::with_capacity(limit as usize),
             free: Vec::new(),
             limit,
-            wheel: Wheel::new(clock.ticks(now)),
+            wheel: Wheel::starting_at(slot),
             unassured: Queue::new(),
         }
     }
@@ -71,8 +71,13 @@ impl<A: Addr> Shelf<A> {
         core.set_counters(flow.counters);
         core.set_protocol(&flow.protocol, clock);
         core.deadline = clock.after(now, flow.remaining);
-        let assured = flow.status.contains(Status::ASSURED);
-        let entry = Entry { orig: Ends::of(&flow.orig)?, reply: Ends::of(&flow.reply)?, core };
+        self.adopt(Entry { orig: Ends::of(&flow.orig)?, reply: Ends::of(&flow.reply)?, core }, clock, now)
+    }
+
+    /// Takes over a flow as it is, as the newest. `None` if there is no room.
+    pub(crate) fn adopt(&mut self, mut entry: Entry<A>, clock: Clock, now: Instant) -> Option<u32> {
+        (entry.core.timer, entry.core.unassured) = (Links::default(), Links::default());
+        let assured = entry.core.status().contains(Status::ASSURED);
         let slot = self.place(entry)?;
         self.arm(slot, clock, now);
         if !assured {
@@ -126,6 +131,11 @@ impl<A: Addr> Shelf<A> {
                 }
             }
         }
+    }
+
+    /// The slot of the wheel that fires next.
+    pub(crate) const fn next_slot(&self) -> u64 {
+        self.wheel.next_slot()
     }
 
     /// The tick, unwrapped, at which [`Shelf::fire`] has something to do.

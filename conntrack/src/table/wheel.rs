@@ -28,9 +28,14 @@ pub(crate) struct Due {
 }
 
 impl Wheel {
-    /// An empty wheel that starts at `now`, in unwrapped ticks.
-    pub(crate) const fn new(now: u64) -> Self {
-        Self { lists: Lists::new(), occupied: [0; LEVELS], next: now / SLOT_TICKS }
+    /// An empty wheel that starts at `slot` of the finest level.
+    pub(crate) const fn starting_at(slot: u64) -> Self {
+        Self { lists: Lists::new(), occupied: [0; LEVELS], next: slot }
+    }
+
+    /// The slot of the finest level that fires next.
+    pub(crate) const fn next_slot(&self) -> u64 {
+        self.next
     }
 
     /// Files a slot that is in no list to fire once `deadline` (unwrapped ticks) has passed.
@@ -92,7 +97,7 @@ impl Wheel {
 }
 
 /// The slot of the finest level in which `tick` (unwrapped) lies.
-const fn slot_of(tick: u64) -> u64 {
+pub(crate) const fn slot_of(tick: u64) -> u64 {
     tick / SLOT_TICKS
 }
 
@@ -144,7 +149,7 @@ mod tests {
             steps in prop::collection::vec((0u32..40, 0u32..34, any::<u64>(), 0u64..5000), 1..300),
         ) {
             let mut slots = Slots(vec![Links::default(); 40]);
-            let mut wheel = Wheel::new(start);
+            let mut wheel = Wheel::starting_at(slot_of(start));
             let mut deadlines = BTreeMap::new();
             let mut now = start;
             for (slot, bits, ahead, pass) in steps {
