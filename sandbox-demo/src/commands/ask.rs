@@ -1,0 +1,67 @@
+//! The subcommands that ask a running gateway.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::Context;
+use serde_json::Value;
+
+use super::print;
+use crate::control::After;
+use crate::control::ControlClient;
+use crate::control::HooksReply;
+use crate::control::ListReply;
+use crate::control::Request;
+use crate::control::SaveReply;
+use crate::control::StatsReply;
+
+pub(crate) fn save(control: &Path, image: &Path, hold: bool, json: bool) -> anyhow::Result<()> {
+    let mut gateway = ControlClient::connect(control)?;
+    let path = std::path::absolute(image).with_context(|| format!("the path {}", image.display()))?;
+    let after = if hold { After::Hold } else { After::GoOn };
+    let saved: SaveReply = gateway.call(&Request::Save { path, after })?;
+    print(json, &saved, || {
+        format!(
+            "{} flows saved to {} as generation {}: {} bytes, packets waited {} ms, on disk after {} ms",
+            saved.flows,
+            saved.path.display(),
+            saved.generation,
+            saved.bytes,
+            saved.pause_ms,
+            saved.save_ms
+        )
+    })
+}
+
+pub(crate) fn resume(control: &Path, json: bool) -> anyhow::Result<()> {
+    let resumed: Value = ControlClient::connect(control)?.call(&Request::Resume)?;
+    print(json, &resumed, String::new)
+}
+
+pub(crate) fn list(control: &Path, json: bool) -> anyhow::Result<()> {
+    let list: ListReply = ControlClient::connect(control)?.call(&Request::List)?;
+    print(json, &list, || list.flows.join("\n"))
+}
+
+pub(crate) fn hooks(control: &Path, json: bool) -> anyhow::Result<()> {
+    let hooks: HooksReply = ControlClient::connect(control)?.call(&Request::Hooks)?;
+    print(json, &hooks, || hooks.rows.iter().map(|row| format!("{}\n", row.text)).collect())
+}
+
+pub(crate) fn stats(control: &Path, json: bool) -> anyhow::Result<()> {
+    let stats: StatsReply = ControlClient::connect(control)?.call(&Request::Stats)?;
+    print(json, &stats, || {
+        let mut text = String::new();
+        for link in &stats.links {
+            let _ = writeln!(
+                text,
+                "link {}: {} received, {} sent, {} overrun, {} unreadable, {} not sent",
+                link.name, link.received, link.sent, link.receive_overruns, link.unreadable, link.send_drops
+            );
+        }
+        for drop in &stats.drops {
+            let _ = writeln!(text, "drop {:>3} {:<24} {}", drop.number, drop.reason, drop.count);
+        }
+        text
+    })
+}

@@ -1,0 +1,23 @@
+//! The control socket of a running gateway: one JSON line per request, one per reply.
+
+mod client;
+mod protocol;
+mod server;
+
+pub(crate) use self::client::ControlClient;
+pub(crate) use self::protocol::After;
+pub(crate) use self::protocol::CanaryReply;
+pub(crate) use self::protocol::DropCount;
+pub(crate) use self::protocol::HookReply;
+pub(crate) use self::protocol::HooksReply;
+pub(crate) use self::protocol::KeysReply;
+pub(crate) use self::protocol::LinkReply;
+pub(crate) use self::protocol::ListReply;
+pub(crate) use self::protocol::Request;
+pub(crate) use self::protocol::RestoreSummary;
+pub(crate) use self::protocol::RunState;
+pub(crate) use self::protocol::SaveReply;
+pub(crate) use self::protocol::StatsReply;
+pub(crate) use self::protocol::StatusReply;
+pub(crate) use self::server::Answer;
+pub(crate) use self::server::ControlServer;

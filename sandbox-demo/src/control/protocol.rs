@@ -1,0 +1,187 @@
+//! What is said over the control socket.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde::Serialize;
+use serde_json::Value;
+
+/// One request, a JSON object on one line: `{"op": "save", "path": "/tmp/image", "after": "hold"}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) enum Request {
+    /// What the gateway is doing. Answered by [`StatusReply`].
+    Status,
+    /// The flow table. Answered by [`ListReply`].
+    List,
+    /// The hooks and their stations. Answered by [`HooksReply`].
+    Hooks,
+    /// Drops by reason and the links' counts. Answered by [`StatsReply`].
+    Stats,
+    /// Saves the stack to a file. Answered by [`SaveReply`] once the file is on disk.
+    Save {
+        /// The image's absolute path.
+        path: PathBuf,
+        /// Whether traffic goes on behind the save.
+        #[serde(default)]
+        after: After,
+    },
+    /// Searches an image for this process's keys. Answered by [`CanaryReply`].
+    Canary {
+        /// The image's absolute path.
+        path: PathBuf,
+    },
+    /// One-way fingerprints of the keys, to compare processes. Answered by [`KeysReply`].
+    Keys,
+    /// Lets a held gateway pass traffic. Answered by `null`.
+    Resume,
+}
+
+/// What a gateway does once it has saved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum After {
+    /// Traffic goes on; the image is a copy of the past.
+    #[default]
+    GoOn,
+    /// Traffic stands still until `resume`: nothing passes that the image does not know, so the image can take over.
+    Hold,
+}
+
+/// Whether a gateway passes traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum RunState {
+    /// Traffic passes.
+    Running,
+    /// The links are open but unread, and the stack's time stands still.
+    Held,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StatusReply {
+    pub(crate) state: RunState,
+    pub(crate) pid: u32,
+    pub(crate) flows: usize,
+    /// How this gateway came out of its image, if it did.
+    pub(crate) restored: Option<RestoreSummary>,
+}
+
+/// A restore in sum.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RestoreSummary {
+    /// The generation of the image.
+    pub(crate) parent: String,
+    pub(crate) kept: u64,
+    pub(crate) reset: u64,
+    pub(crate) dropped: u64,
+    /// From opening the file to a stack ready for traffic.
+    pub(crate) restore_ms: f64,
+    /// Of it: filing every flow under the new keys.
+    pub(crate) rehash_ms: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ListReply {
+    /// One line per flow, as `conntrack -L` prints it.
+    pub(crate) flows: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HooksReply {
+    pub(crate) rows: Vec<HookReply>,
+}
+
+/// One station of the packet's way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HookReply {
+    pub(crate) hook: String,
+    pub(crate) priority: i32,
+    pub(crate) name: String,
+    /// The line as people read it.
+    pub(crate) text: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StatsReply {
+    pub(crate) drops: Vec<DropCount>,
+    pub(crate) links: Vec<LinkReply>,
+}
+
+/// How many datagrams were dropped for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DropCount {
+    pub(crate) number: u16,
+    pub(crate) reason: String,
+    pub(crate) count: u64,
+}
+
+/// What passed one link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LinkReply {
+    pub(crate) name: String,
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
+    pub(crate) receive_overruns: u64,
+    pub(crate) unreadable: u64,
+    pub(crate) send_drops: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SaveReply {
+    pub(crate) path: PathBuf,
+    pub(crate) generation: String,
+    pub(crate) flows: usize,
+    pub(crate) bytes: usize,
+    /// How long the packet loop stood still for the save itself.
+    pub(crate) pause_ms: f64,
+    /// From the request to an image that is safe on disk.
+    pub(crate) save_ms: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CanaryReply {
+    /// Windows of keys and hashes of tuples found in the image: none may be.
+    pub(crate) hits: u64,
+    /// The scan finds a key that was planted on purpose, so finding none means something.
+    pub(crate) planted_found: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeysReply {
+    /// One fingerprint per key: a one-way function of it.
+    pub(crate) fingerprints: Vec<String>,
+}
+
+/// A reply's envelope.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Reply {
+    /// It was done.
+    Done {
+        /// What was asked for.
+        result: Value,
+    },
+    /// It was not.
+    Failed {
+        /// Why, in one line.
+        error: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_save_goes_on_unless_told_to_hold() {
+        let request: Request = serde_json::from_str(r#"{"op": "save", "path": "/x"}"#).expect("a request");
+        assert_eq!(request, Request::Save { path: "/x".into(), after: After::GoOn });
+    }
+
+    #[test]
+    fn unknown_requests_and_fields_are_refused() {
+        assert!(serde_json::from_str::<Request>(r#"{"op": "explode"}"#).is_err());
+        assert!(serde_json::from_str::<Request>(r#"{"op": "canary", "path": "/x", "extra": 1}"#).is_err());
+    }
+}

@@ -1,0 +1,243 @@
+//! The gateway's end of its control socket: never waits for a client, never lets one grow.
+
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+use std::io::Read;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::mpsc::Receiver;
+use std::sync::mpsc::TryRecvError;
+use std::time::Duration;
+
+use anyhow::Context;
+use hibernet_snapshot::Instant;
+use serde_json::Value;
+
+use super::protocol::Reply;
+use super::protocol::Request;
+use crate::fault::Fault;
+
+/// What a request came to.
+pub(crate) enum Answer {
+    /// The answer is here.
+    Now(Result<Value, String>),
+    /// Someone else is at work on it and will send it.
+    Later(Receiver<Result<Value, String>>),
+}
+
+/// The listening socket and its clients. The socket's file goes when this does.
+pub(crate) struct ControlServer {
+    listener: UnixListener,
+    path: PathBuf,
+    clients: VecDeque<Client>,
+}
+
+struct Client {
+    stream: UnixStream,
+    unread: Vec<u8>,
+    unsent: Vec<u8>,
+    pending: Option<Receiver<Result<Value, String>>>,
+    /// When it last took or gave a byte.
+    active: Instant,
+    gone: bool,
+}
+
+impl ControlServer {
+    /// Listens at `path`, for this user only. A socket left by a dead gateway is replaced, a live one is not.
+    pub(crate) fn bind(path: &Path) -> anyhow::Result<Self> {
+        let listener = match UnixListener::bind(path) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                replace_dead(path)?;
+                UnixListener::bind(path)
+            }
+            result => result,
+        }
+        .map_err(|error| {
+            Fault::new(
+                format!("cannot listen at {}: {error}", path.display()),
+                "choose a short path in a directory you can write with --control",
+            )
+        })?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+            .context("closing the control socket to others")?;
+        listener.set_nonblocking(true).context("preparing the control socket")?;
+        Ok(Self { listener, path: path.to_owned(), clients: VecDeque::new() })
+    }
+
+    /// What to wait on: each descriptor, and whether for writing (else for reading).
+    pub(crate) fn waits(&self) -> impl Iterator<Item = (BorrowedFd<'_>, bool)> {
+        let clients = self.clients.iter().filter(|client| client.pending.is_none());
+        std::iter::once((self.listener.as_fd(), false))
+            .chain(clients.map(|client| (client.stream.as_fd(), !client.unsent.is_empty())))
+    }
+
+    /// An answer is still being worked on: come back soon.
+    pub(crate) fn has_pending(&self) -> bool {
+        self.clients.iter().any(|client| client.pending.is_some())
+    }
+
+    /// Takes new clients, answers whole requests, sends what can be sent. Never waits.
+    pub(crate) fn serve(&mut self, now: Instant, mut answer: impl FnMut(Request) -> Answer) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            if stream.set_nonblocking(true).is_ok() {
+                if self.clients.len() >= MAX_CLIENTS {
+                    self.clients.pop_front();
+                }
+                self.clients.push_back(Client::new(stream, now));
+            }
+        }
+        for client in &mut self.clients {
+            client.serve(now, &mut answer);
+        }
+        self.clients.retain(|client| !client.gone);
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.path));
+    }
+}
+
+impl Client {
+    fn new(stream: UnixStream, now: Instant) -> Self {
+        Self { stream, unread: Vec::new(), unsent: Vec::new(), pending: None, active: now, gone: false }
+    }
+
+    /// One request at a time: the next is taken once the last answer is on its way.
+    fn serve(&mut self, now: Instant, answer: &mut impl FnMut(Request) -> Answer) {
+        self.collect_pending();
+        self.send(now);
+        if self.is_idle() {
+            self.read(now);
+        }
+        while self.is_idle() && self.answer_line(answer) {
+            self.send(now);
+        }
+        let stalled = now.saturating_since(self.active) > STALL && !self.unsent.is_empty();
+        self.gone |= stalled;
+    }
+
+    fn is_idle(&self) -> bool {
+        self.unsent.is_empty() && self.pending.is_none()
+    }
+
+    fn collect_pending(&mut self) {
+        if let Some(pending) = &self.pending {
+            match pending.try_recv() {
+                Ok(result) => self.reply(result),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => self.reply(Err("the work was given up".to_owned())),
+            }
+            self.pending = None;
+        }
+    }
+
+    fn read(&mut self, now: Instant) {
+        let mut buffer = [0; 4096];
+        while self.unread.len() <= MAX_REQUEST {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => {
+                    self.gone = true;
+                    return;
+                }
+                Ok(read) => {
+                    self.unread.extend_from_slice(buffer.get(..read).unwrap_or_default());
+                    self.active = now;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.gone = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Answers the first whole line; false if there is none.
+    fn answer_line(&mut self, answer: &mut impl FnMut(Request) -> Answer) -> bool {
+        let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') else {
+            if self.unread.len() > MAX_REQUEST {
+                self.reply(Err(format!("found a request of more than {MAX_REQUEST} bytes, expected one JSON line")));
+                self.unread.clear();
+                return true;
+            }
+            return false;
+        };
+        let line: Vec<u8> = self.unread.drain(..=end).collect();
+        match serde_json::from_slice::<Request>(&line) {
+            Err(error) => self.reply(Err(format!("not a request: {error}"))),
+            Ok(request) => match answer(request) {
+                Answer::Now(result) => self.reply(result),
+                Answer::Later(pending) => self.pending = Some(pending),
+            },
+        }
+        true
+    }
+
+    fn reply(&mut self, result: Result<Value, String>) {
+        let reply = match result {
+            Ok(result) => Reply::Done { result },
+            Err(error) => Reply::Failed { error },
+        };
+        match serde_json::to_vec(&reply) {
+            Ok(mut line) => {
+                line.push(b'\n');
+                self.unsent = line;
+            }
+            Err(_) => self.gone = true,
+        }
+    }
+
+    fn send(&mut self, now: Instant) {
+        while !self.unsent.is_empty() {
+            match self.stream.write(&self.unsent) {
+                Ok(0) => {
+                    self.gone = true;
+                    return;
+                }
+                Ok(sent) => {
+                    self.unsent.drain(..sent);
+                    self.active = now;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.gone = true;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Removes a socket nobody answers at; refuses to take a live gateway's.
+fn replace_dead(path: &Path) -> Result<(), Fault> {
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            drop(std::fs::remove_file(path));
+            Ok(())
+        }
+        _ => Err(Fault::new(
+            format!("address in use: something answers at {} already", path.display()),
+            "stop that gateway, or choose another socket with --control",
+        )),
+    }
+}
+
+/// More than a person and their scripts need; the longest-connected gives way.
+const MAX_CLIENTS: usize = 16;
+/// A request is a word and perhaps a path.
+const MAX_REQUEST: usize = 16 * 1024;
+/// A client that takes no byte of its answer for so long is dropped.
+const STALL: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,107 @@
+//! The configuration file of a gateway.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context;
+use hibernet_conntrack::Config as ConntrackConfig;
+use hibernet_conntrack::Sysctls;
+use hibernet_netstack::LinkConfig;
+use hibernet_netstack::LocalServices;
+use hibernet_netstack::QueueLimits;
+use hibernet_netstack::Route;
+use hibernet_netstack::Ruleset;
+use hibernet_netstack::StackConfig;
+use serde::Deserialize;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::fault::Fault;
+
+/// What `run --config` reads; `example-gateway.json` in this crate shows all of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GatewayConfig {
+    /// The links: name, MTU, addresses with their networks.
+    pub(crate) links: Vec<LinkConfig>,
+    /// Routes beyond the links' own networks.
+    #[serde(default)]
+    pub(crate) routes: Vec<Route>,
+    /// Conntrack's settings by the kernel's names.
+    #[serde(default)]
+    pub(crate) sysctls: BTreeMap<String, Value>,
+    /// Most flows the table can ever hold.
+    #[serde(default = "default_capacity")]
+    pub(crate) capacity: u32,
+    /// `{"policy": {chain: policy}, "rules": [{"chain", "match", "action"}, ..]}`; closed if missing.
+    #[serde(default)]
+    pub(crate) rules: Ruleset,
+    /// Ports of the gateway's own echo services, if any.
+    #[serde(default)]
+    pub(crate) udp_echo: Option<u16>,
+    /// Like `udp_echo`.
+    #[serde(default)]
+    pub(crate) tcp_echo: Option<u16>,
+}
+
+impl GatewayConfig {
+    /// Reads a configuration file.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(path).map_err(|error| {
+            Fault::new(
+                format!("cannot read the configuration {}: {error}", path.display()),
+                "`sandbox-demo run --help` shows an example to start from",
+            )
+        })?;
+        serde_json::from_str(&text).with_context(|| format!("the configuration {}", path.display()))
+    }
+
+    /// The stack this describes.
+    pub(super) fn stack_config(&self) -> anyhow::Result<StackConfig> {
+        let mut sysctls = Sysctls::default();
+        for (name, value) in &self.sysctls {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            sysctls.set(name, &text).with_context(|| format!("sysctl {name} = {text}"))?;
+        }
+        Ok(StackConfig {
+            links: self.links.clone(),
+            routes: self.routes.clone(),
+            rules: self.rules.clone(),
+            conntrack: ConntrackConfig { sysctls, capacity: self.capacity, ..ConntrackConfig::default() },
+            services: LocalServices { udp_echo: self.udp_echo, tcp_echo: self.tcp_echo },
+            queues: QueueLimits::default(),
+        })
+    }
+}
+
+fn default_capacity() -> u32 {
+    65_536
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_file_describes_a_stack() {
+        let config: GatewayConfig =
+            serde_json::from_str(include_str!("../../example-gateway.json")).expect("it parses");
+        config.stack_config().expect("it means something");
+        assert_eq!(config.links.len(), 2);
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused_by_name() {
+        let error = serde_json::from_str::<GatewayConfig>(r#"{"links": [], "ruels": []}"#).expect_err("a typo");
+        assert!(error.to_string().contains("ruels"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_sysctl_is_refused_by_name() {
+        let text = r#"{"links": [], "sysctls": {"nf_conntrack_nonsense": 1}}"#;
+        let config: GatewayConfig = serde_json::from_str(text).expect("it parses");
+        let error = format!("{:#}", config.stack_config().expect_err("no such sysctl"));
+        assert!(error.contains("nf_conntrack_nonsense"), "{error}");
+    }
+}

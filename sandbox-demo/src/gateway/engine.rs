@@ -1,0 +1,312 @@
+//! The stack with its links and its clock, and what the control socket may ask of it.
+
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::Context;
+use hibernet_netstack::Decoded;
+use hibernet_netstack::LinkId;
+use hibernet_netstack::RestorePolicy;
+use hibernet_netstack::Stack;
+use hibernet_netstack::Supplied;
+use hibernet_snapshot::Entropy;
+use hibernet_snapshot::file::OsFilesystem;
+use hibernet_snapshot::file::write_atomic;
+use hibernet_snapshot::image::Limits;
+use serde_json::Value;
+
+use super::config::GatewayConfig;
+use super::run::read_image;
+use crate::clock;
+use crate::clock::StackClock;
+use crate::clock::millis;
+use crate::control::After;
+use crate::control::Answer;
+use crate::control::CanaryReply;
+use crate::control::DropCount;
+use crate::control::HookReply;
+use crate::control::HooksReply;
+use crate::control::KeysReply;
+use crate::control::LinkReply;
+use crate::control::ListReply;
+use crate::control::Request;
+use crate::control::RestoreSummary;
+use crate::control::RunState;
+use crate::control::SaveReply;
+use crate::control::StatsReply;
+use crate::control::StatusReply;
+use crate::link::Link;
+
+/// A stack at work.
+pub(crate) struct Engine {
+    stack: Stack,
+    links: Vec<(LinkId, Link)>,
+    clock: StackClock,
+    state: RunState,
+    entropy: Entropy,
+    restored: Option<RestoreSummary>,
+}
+
+impl Engine {
+    /// A new stack, held.
+    pub(crate) fn fresh(config: &GatewayConfig) -> anyhow::Result<Self> {
+        let mut entropy = Entropy::from_os().context("drawing keys")?;
+        let clock = held_clock();
+        let stack = Stack::new(config.stack_config()?, entropy.fork(), clock.now()).context("the configuration")?;
+        Ok(Self::held(stack, clock, entropy, None))
+    }
+
+    /// A stack restored from an image under keys of its own, held.
+    pub(crate) fn restored(image: &[u8]) -> anyhow::Result<Self> {
+        let begun = clock::monotonic();
+        let mut entropy = Entropy::from_os().context("drawing keys")?;
+        let clock = held_clock();
+        let validated = Decoded::open(image, &Limits::default())?.validate(&mut entropy, clock.now())?;
+        let rehash_begun = clock::monotonic();
+        let rehashed = validated.rehash(entropy.fork(), RestorePolicy::default())?;
+        let rehash = clock::monotonic().saturating_since(rehash_begun);
+        let (stack, report) = rehashed.open(Supplied::default());
+        let summary = RestoreSummary {
+            parent: report.parent.to_string(),
+            kept: u64::from(report.kept),
+            reset: u64::from(report.reset),
+            dropped: u64::from(report.dropped),
+            restore_ms: millis(clock::monotonic().saturating_since(begun)),
+            rehash_ms: millis(rehash),
+        };
+        Ok(Self::held(stack, clock, entropy, Some(summary)))
+    }
+
+    /// Joins an open device to the stack's link of the same name.
+    pub(crate) fn attach(&mut self, link: Link) -> anyhow::Result<()> {
+        let configured = self.stack.links().iter().any(|known| known.name == link.name());
+        let id = self.stack.link(link.name()).filter(|_| configured).with_context(|| {
+            let known: Vec<&str> = self.stack.links().iter().map(|link| link.name.as_str()).collect();
+            format!("the stack has no link {}; it has {}", link.name(), known.join(", "))
+        })?;
+        self.links.push((id, link));
+        Ok(())
+    }
+
+    /// Every link of the stack has a device.
+    pub(crate) fn check_links(&self) -> anyhow::Result<()> {
+        for link in self.stack.links() {
+            let attached = self.links.iter().any(|(_, device)| device.name() == link.name);
+            anyhow::ensure!(attached, "the stack's link {0} has no device: add `--link {0}`", link.name);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn links(&self) -> impl Iterator<Item = &Link> {
+        self.links.iter().map(|(_, link)| link)
+    }
+
+    pub(crate) fn state(&self) -> RunState {
+        self.state
+    }
+
+    /// How long until the stack has something to do by itself.
+    pub(crate) fn next_deadline(&self) -> Option<Duration> {
+        if self.state == RunState::Held {
+            return None;
+        }
+        let now = self.clock.now();
+        self.stack.next_deadline(now).map(|deadline| deadline.saturating_since(now))
+    }
+
+    /// Lets traffic pass and time go on.
+    pub(crate) fn resume(&mut self) {
+        self.clock.resume();
+        self.state = RunState::Running;
+    }
+
+    /// One turn of the packet loop: a burst from every link, then what is due.
+    pub(crate) fn turn(&mut self) {
+        if self.state == RunState::Held {
+            return;
+        }
+        let now = self.clock.now();
+        for index in 0..self.links.len() {
+            if let Some((_, link)) = self.links.get_mut(index) {
+                link.flush();
+            }
+            for _ in 0..BURST {
+                let Some((id, datagram)) =
+                    self.links.get_mut(index).and_then(|(id, link)| Some((*id, link.receive()?)))
+                else {
+                    break;
+                };
+                self.stack.ingress(id, datagram, now);
+                self.emit();
+            }
+        }
+        self.stack.poll(now);
+        self.emit();
+        while self.stack.next_event().is_some() {}
+    }
+
+    /// Does what a client asks.
+    pub(crate) fn answer(&mut self, request: Request) -> Answer {
+        let result = match request {
+            Request::Status => reply(&self.status()),
+            Request::List => reply(&self.list()),
+            Request::Hooks => reply(&self.hooks()),
+            Request::Stats => reply(&self.stats()),
+            Request::Save { path, after } => return self.save(path, after),
+            Request::Canary { path } => self.canary(&path).and_then(|found| reply(&found)),
+            Request::Keys => reply(&self.keys()),
+            Request::Resume => {
+                self.resume();
+                Ok(Value::Null)
+            }
+        };
+        Answer::Now(result.map_err(|error| format!("{error:#}")))
+    }
+
+    fn held(stack: Stack, clock: StackClock, entropy: Entropy, restored: Option<RestoreSummary>) -> Self {
+        Self { stack, links: Vec::new(), clock, state: RunState::Held, entropy, restored }
+    }
+
+    fn emit(&mut self) {
+        while let Some(out) = self.stack.egress() {
+            if let Some((_, link)) = self.links.iter_mut().find(|(id, _)| *id == out.link) {
+                link.send(out.datagram);
+            }
+        }
+    }
+
+    fn status(&self) -> StatusReply {
+        StatusReply {
+            state: self.state,
+            pid: std::process::id(),
+            flows: self.stack.flows(self.clock.now()).len(),
+            restored: self.restored.clone(),
+        }
+    }
+
+    fn list(&self) -> ListReply {
+        ListReply { flows: self.stack.flows(self.clock.now()).iter().map(ToString::to_string).collect() }
+    }
+
+    fn hooks(&self) -> HooksReply {
+        let row = |row: &hibernet_netstack::HookRow| HookReply {
+            hook: row.hook.to_string(),
+            priority: row.priority,
+            name: row.name.clone(),
+            text: row.to_string(),
+        };
+        HooksReply { rows: self.stack.hooks().iter().map(row).collect() }
+    }
+
+    fn stats(&mut self) -> StatsReply {
+        let drops = self.stack.stats().drops().map(|(reason, count)| DropCount {
+            number: reason.number(),
+            reason: reason.name().to_owned(),
+            count,
+        });
+        let drops = drops.filter(|drop| drop.count > 0).collect();
+        let links = self.links.iter_mut().map(|(_, link)| {
+            let counts = link.counts();
+            LinkReply {
+                name: link.name().to_owned(),
+                received: counts.received,
+                sent: counts.sent,
+                receive_overruns: counts.receive_overruns,
+                unreadable: counts.unreadable,
+                send_drops: counts.send_drops,
+            }
+        });
+        StatsReply { drops, links: links.collect() }
+    }
+
+    /// Saves between two packets. If traffic goes on, another thread writes the file meanwhile.
+    fn save(&mut self, path: PathBuf, after: After) -> Answer {
+        let begun = clock::monotonic();
+        let was = self.state;
+        if after == After::Hold {
+            self.hold();
+        }
+        let now = self.clock.now();
+        self.stack.poll(now);
+        self.emit();
+        let generation = self.entropy.public_id();
+        let image = match self.stack.save(generation, now) {
+            Ok(image) => image,
+            Err(error) => {
+                self.go_back_to(was);
+                return Answer::Now(Err(format!("saving: {error}")));
+            }
+        };
+        let pause = clock::monotonic().saturating_since(begun);
+        let flows = self.stack.flows(now).len();
+        let write = move || -> Result<Value, String> {
+            write(&path, &image).map_err(|error| format!("{error:#}"))?;
+            let bytes = image.len();
+            let (pause_ms, save_ms) = (millis(pause), millis(clock::monotonic().saturating_since(begun)));
+            let done = SaveReply { path, generation: generation.to_string(), flows, bytes, pause_ms, save_ms };
+            reply(&done).map_err(|error| format!("{error:#}"))
+        };
+        if after == After::Hold {
+            let result = write();
+            if result.is_err() {
+                self.go_back_to(was);
+            }
+            return Answer::Now(result);
+        }
+        let (sender, answer) = mpsc::channel();
+        std::thread::spawn(move || {
+            // A client that is gone does not want the answer; the file is there all the same.
+            drop(sender.send(write()));
+        });
+        Answer::Later(answer)
+    }
+
+    fn hold(&mut self) {
+        self.clock.stop();
+        self.state = RunState::Held;
+    }
+
+    fn go_back_to(&mut self, state: RunState) {
+        if state == RunState::Running {
+            self.resume();
+        }
+    }
+
+    fn keys(&self) -> KeysReply {
+        let fingerprints = self.stack.key_fingerprints();
+        KeysReply { fingerprints: fingerprints.iter().map(|(_, fingerprint)| format!("{fingerprint:016x}")).collect() }
+    }
+
+    /// Searches the image for our keys, and, to know that the search finds keys, a copy with a key planted in it.
+    fn canary(&mut self, path: &Path) -> anyhow::Result<CanaryReply> {
+        let mut image = read_image(path)?;
+        let mut scan = self.stack.canary();
+        let hits = scan.search(&image).hits.len() as u64;
+        let planted = self.entropy.secret::<16>();
+        scan.watch_key(PLANTED, planted.expose());
+        image.extend_from_slice(planted.expose());
+        let planted_found = scan.search(&image).hits.iter().any(|(name, _)| *name == PLANTED);
+        Ok(CanaryReply { hits, planted_found })
+    }
+}
+
+fn write(path: &Path, image: &[u8]) -> anyhow::Result<()> {
+    write_atomic(&mut OsFilesystem, path, image).with_context(|| format!("writing {}", path.display()))
+}
+
+fn reply<T: serde::Serialize>(reply: &T) -> anyhow::Result<Value> {
+    serde_json::to_value(reply).context("writing an answer")
+}
+
+fn held_clock() -> StackClock {
+    let mut clock = StackClock::running();
+    clock.stop();
+    clock
+}
+
+/// The name of the key that is planted to test the search for keys.
+const PLANTED: &str = "planted";
+/// Datagrams read from one link before the other has its turn.
+const BURST: usize = 64;

@@ -1,0 +1,11 @@
+//! The gateway: links on both sides, a stack between them, and a control socket.
+
+mod config;
+mod engine;
+mod run;
+
+pub(crate) use self::config::GatewayConfig;
+pub(crate) use self::engine::Engine;
+pub(crate) use self::run::Start;
+pub(crate) use self::run::read_image;
+pub(crate) use self::run::run;

@@ -1,0 +1,223 @@
+//! Links: where the gateway's IP datagrams come from and go to.
+
+mod memory;
+mod packet;
+mod tun;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::str::FromStr;
+
+use rustix::io::Errno;
+use serde::Serialize;
+
+use self::memory::MemoryLink;
+pub(crate) use self::memory::Wire;
+use self::packet::PacketLink;
+use self::tun::TunLink;
+
+/// One open link and the datagrams that could not leave it yet.
+pub(crate) struct Link {
+    name: String,
+    port: Port,
+    waiting: VecDeque<Vec<u8>>,
+    counts: LinkCounts,
+}
+
+/// A device to open: its kind and name, as the user writes it (`guest0`, `packet:guest0`, `tun:guest0`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LinkSpec {
+    kind: LinkKind,
+    name: String,
+}
+
+/// What passed a link since it was opened, and what did not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct LinkCounts {
+    /// Datagrams read.
+    pub(crate) received: u64,
+    /// Datagrams written.
+    pub(crate) sent: u64,
+    /// Datagrams the kernel had no room to hand us.
+    pub(crate) receive_overruns: u64,
+    /// Frames left unread: not IP, cut short, or without a checksum (an offload is still on).
+    pub(crate) unreadable: u64,
+    /// Datagrams given up because the device would not take them.
+    pub(crate) send_drops: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LinkKind {
+    Packet,
+    Tun,
+}
+
+enum Port {
+    Packet(PacketLink),
+    Tun(TunLink),
+    Memory(MemoryLink),
+}
+
+impl Link {
+    /// Opens the device. Datagrams that arrive from now on wait until they are read.
+    pub(crate) fn open(spec: &LinkSpec) -> anyhow::Result<Self> {
+        let port = match spec.kind {
+            LinkKind::Packet => Port::Packet(PacketLink::open(&spec.name)?),
+            LinkKind::Tun => Port::Tun(TunLink::open(&spec.name)?),
+        };
+        Ok(Self::with_port(&spec.name, port))
+    }
+
+    /// Opens a wire within the process.
+    pub(crate) fn memory(name: &str, wire: &Wire) -> Self {
+        Self::with_port(name, Port::Memory(MemoryLink::open(wire)))
+    }
+
+    /// The link's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The descriptor to wait on, if the link has one.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.port {
+            Port::Packet(link) => Some(link.fd()),
+            Port::Tun(link) => Some(link.fd()),
+            Port::Memory(_) => None,
+        }
+    }
+
+    /// Datagrams wait for the device to take them.
+    pub(crate) fn is_blocked(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Reads one datagram, or none if none waits.
+    pub(crate) fn receive(&mut self) -> Option<Vec<u8>> {
+        let datagram = match &mut self.port {
+            Port::Packet(link) => link.receive(&mut self.counts),
+            Port::Tun(link) => link.receive(&mut self.counts),
+            Port::Memory(link) => link.receive(),
+        }?;
+        self.counts.received += 1;
+        Some(datagram)
+    }
+
+    /// Sends a datagram, in order behind those that wait. One the device has no room for waits too.
+    pub(crate) fn send(&mut self, datagram: Vec<u8>) {
+        if self.waiting.is_empty() {
+            match self.try_send(&datagram) {
+                Ok(()) => self.counts.sent += 1,
+                Err(Errno::AGAIN | Errno::NOBUFS) => self.waiting.push_back(datagram),
+                Err(_) => self.counts.send_drops += 1,
+            }
+        } else if self.waiting.len() < MAX_WAITING {
+            self.waiting.push_back(datagram);
+        } else {
+            self.counts.send_drops += 1;
+        }
+    }
+
+    /// Sends what waits, as far as the device takes it.
+    pub(crate) fn flush(&mut self) {
+        while let Some(datagram) = self.waiting.pop_front() {
+            match self.try_send(&datagram) {
+                Ok(()) => self.counts.sent += 1,
+                Err(Errno::AGAIN | Errno::NOBUFS) => {
+                    self.waiting.push_front(datagram);
+                    return;
+                }
+                Err(_) => self.counts.send_drops += 1,
+            }
+        }
+    }
+
+    /// What passed, and what did not.
+    pub(crate) fn counts(&mut self) -> LinkCounts {
+        if let Port::Packet(link) = &self.port {
+            self.counts.receive_overruns += link.overruns();
+        }
+        self.counts
+    }
+
+    fn with_port(name: &str, port: Port) -> Self {
+        Self { name: name.to_owned(), port, waiting: VecDeque::new(), counts: LinkCounts::default() }
+    }
+
+    fn try_send(&self, datagram: &[u8]) -> Result<(), Errno> {
+        match &self.port {
+            Port::Packet(link) => link.send(datagram),
+            Port::Tun(link) => link.send(datagram),
+            Port::Memory(link) => link.send(datagram),
+        }
+    }
+}
+
+impl FromStr for LinkSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (kind, name) = match text.split_once(':') {
+            None => (LinkKind::Packet, text),
+            Some(("packet", name)) => (LinkKind::Packet, name),
+            Some(("tun", name)) => (LinkKind::Tun, name),
+            Some((other, _)) => return Err(format!("found link kind `{other}`, expected `packet` or `tun`")),
+        };
+        if name.is_empty() || name.len() > MAX_DEVICE_NAME || name.contains(['/', ' ']) {
+            return Err(format!("found device name `{name}`, expected 1 to {MAX_DEVICE_NAME} letters or digits"));
+        }
+        Ok(Self { kind, name: name.to_owned() })
+    }
+}
+
+impl fmt::Display for LinkSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            LinkKind::Packet => write!(f, "{}", self.name),
+            LinkKind::Tun => write!(f, "tun:{}", self.name),
+        }
+    }
+}
+
+/// The EtherType of a datagram's IP version, from its first four bits.
+fn ethertype(datagram: &[u8]) -> Option<u16> {
+    match datagram.first()? >> 4 {
+        4 => Some(0x0800),
+        6 => Some(0x86dd),
+        _ => None,
+    }
+}
+
+/// Datagrams kept while a device is full: some milliseconds at full rate, as a queueing discipline would.
+const MAX_WAITING: usize = 1024;
+/// IFNAMSIZ less the closing zero.
+const MAX_DEVICE_NAME: usize = 15;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_name_is_a_packet_link() {
+        let spec: LinkSpec = "guest0".parse().expect("a device name");
+        assert_eq!(spec, "packet:guest0".parse().expect("the same, spelt out"));
+        assert_eq!(spec.to_string(), "guest0");
+    }
+
+    #[test]
+    fn kinds_and_names_that_cannot_be_are_refused_with_what_was_expected() {
+        let error = "tap:x".parse::<LinkSpec>().expect_err("no such kind");
+        assert!(error.contains("`tap`") && error.contains("`tun`"), "{error}");
+        let error = "a-name-longer-than-any-device".parse::<LinkSpec>().expect_err("too long");
+        assert!(error.contains("1 to 15"), "{error}");
+    }
+
+    #[test]
+    fn the_ethertype_follows_the_version() {
+        assert_eq!(ethertype(&[0x45]), Some(0x0800));
+        assert_eq!(ethertype(&[0x60]), Some(0x86dd));
+        assert_eq!(ethertype(&[0x00]), None);
+        assert_eq!(ethertype(&[]), None);
+    }
+}

@@ -1,0 +1,27 @@
+//! `sandbox-demo`: hibernet's gateway between two network devices.
+//!
+//! This is the only crate of the workspace that does I/O. System calls come from rustix; the few it lacks are in
+//! `sys.rs`, the only module that may hold unsafe code.
+
+#![deny(unsafe_code)]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the list keeps I/O, clocks and sleeping out of the libraries; this crate is where they belong"
+)]
+
+mod cli;
+mod clock;
+mod commands;
+mod control;
+mod fault;
+mod gateway;
+mod link;
+mod netlink;
+mod netns;
+mod sys;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}
