@@ -9,10 +9,12 @@ use clap::Parser;
 use clap::Subcommand;
 
 use crate::commands;
+use crate::demo;
 use crate::gateway;
 use crate::gateway::Start;
 use crate::link::LinkSpec;
 use crate::netns;
+use crate::peers;
 
 /// Runs the program: 0 if all went well, 1 if something failed, 2 if the command line made no sense.
 pub(crate) fn main() -> ExitCode {
@@ -27,11 +29,14 @@ pub(crate) fn main() -> ExitCode {
 }
 
 /// A gateway with connection tracking and NAT that can be saved to a file, killed, and restored with new keys.
+///
+/// Without a subcommand it runs the demonstration: 1,000 kernel TCP connections go through a gateway which is saved,
+/// killed with SIGKILL and restored, twice. It needs no root where the system allows user namespaces.
 #[derive(Debug, Parser)]
-#[command(version, about, propagate_version = true, max_term_width = 100)]
+#[command(version, about, long_about, propagate_version = true, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
     /// Print one JSON object instead of text for people.
     #[arg(long, global = true)]
     json: bool,
@@ -39,6 +44,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the demonstration (the default).
+    ///
+    /// It makes its own namespaces, a guest and a world with kernel TCP in both, and a gateway process between them. Under
+    /// traffic the gateway is saved, killed with SIGKILL, and a new process restores the image with new keys; then once
+    /// more. Two controls follow: the same with an empty table, where the connections must break, and a permissive router.
+    /// Exit code 1 if any point fails, and it says which.
+    Demo,
     /// Run a gateway between network devices.
     ///
     /// The gateway reads and writes IP datagrams on existing devices and passes them through its hooks, as the
@@ -101,6 +113,13 @@ enum Command {
         /// The later image.
         after: PathBuf,
     },
+    /// A traffic peer of the demonstration.
+    #[command(hide = true)]
+    Peer {
+        /// The supervisor's process id.
+        #[arg(long)]
+        parent: u32,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -143,7 +162,8 @@ struct Control {
 impl Cli {
     fn run(self) -> anyhow::Result<ExitCode> {
         let json = self.json;
-        match self.command {
+        match self.command.unwrap_or(Command::Demo) {
+            Command::Demo => return demo::demo(json),
             Command::Run(RunArgs { config, restore, at }) => {
                 let start = config.map(Start::Fresh).or(restore.map(Start::Restored));
                 at.run(&start.ok_or_else(|| anyhow::anyhow!("give --config or --restore"))?)?;
@@ -156,6 +176,7 @@ impl Cli {
             Command::Stats { control } => commands::stats(&control.socket, json)?,
             Command::Inspect { image } => commands::inspect(&image, json)?,
             Command::Diff { before, after } => commands::diff(&before, &after, json)?,
+            Command::Peer { parent } => peers::serve(parent)?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -187,6 +208,12 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_subcommand_means_the_demonstration() {
+        let cli = Cli::try_parse_from(["sandbox-demo", "--json"]).expect("a command line");
+        assert!(cli.command.is_none() && cli.json);
     }
 
     #[test]
