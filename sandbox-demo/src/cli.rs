@@ -50,7 +50,11 @@ enum Command {
     /// traffic the gateway is saved, killed with SIGKILL, and a new process restores the image with new keys; then once
     /// more. Two controls follow: the same with an empty table, where the connections must break, and a permissive router.
     /// Exit code 1 if any point fails, and it says which.
-    Demo,
+    Demo {
+        /// Do a smaller demonstration without kernel peers: all in one process, as where namespaces cannot be had.
+        #[arg(long)]
+        in_memory: bool,
+    },
     /// Run a gateway between network devices.
     ///
     /// The gateway reads and writes IP datagrams on existing devices and passes them through its hooks, as the
@@ -162,8 +166,8 @@ struct Control {
 impl Cli {
     fn run(self) -> anyhow::Result<ExitCode> {
         let json = self.json;
-        match self.command.unwrap_or(Command::Demo) {
-            Command::Demo => return demo::demo(json),
+        match self.command.unwrap_or(Command::Demo { in_memory: false }) {
+            Command::Demo { in_memory } => return demo::demo(in_memory, json),
             Command::Run(RunArgs { config, restore, at }) => {
                 let start = config.map(Start::Fresh).or(restore.map(Start::Restored));
                 at.run(&start.ok_or_else(|| anyhow::anyhow!("give --config or --restore"))?)?;

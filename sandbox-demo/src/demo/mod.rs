@@ -5,6 +5,7 @@ mod carried;
 mod figures;
 mod gateway_process;
 mod judge;
+mod memory;
 mod network;
 mod scenario;
 mod watch;
@@ -24,12 +25,16 @@ use crate::fault::raise_file_limit;
 use crate::peers::FILES_NEEDED;
 
 /// Runs the demonstration and prints its story, or its figures as JSON.
-pub(crate) fn demo(json: bool) -> anyhow::Result<ExitCode> {
+pub(crate) fn demo(in_memory: bool, json: bool) -> anyhow::Result<ExitCode> {
     let begun = clock::monotonic();
     let watch = Watch::new(json)?;
     let dir = private_dir()?;
     raise_file_limit(FILES_NEEDED)?;
-    let (carried, control) = with_kernels(Network::build()?, dir.path(), &watch)?;
+    let network = if in_memory { Err(anyhow::anyhow!("--in-memory was given")) } else { Network::build() };
+    let (carried, control) = match network {
+        Ok(network) => with_kernels(network, dir.path(), &watch)?,
+        Err(why) => within_process(&why, dir.path(), &watch)?,
+    };
     let (mut figures, failed) = judge::judge(&carried, &control);
     figures.seconds = clock::monotonic().saturating_since(begun).as_secs_f64();
     watch.say(format_args!("All in {:.1} s.", figures.seconds));
@@ -54,6 +59,13 @@ fn with_kernels(mut network: Network, dir: &Path, watch: &Watch) -> anyhow::Resu
          share a port or a stranger sends the packet.",
         permissive.broken, permissive.streams
     ));
+    Ok((carried, control))
+}
+
+fn within_process(why: &anyhow::Error, dir: &Path, watch: &Watch) -> anyhow::Result<(Carried, Broken)> {
+    watch.say(format_args!("Mode: in memory, without kernel peers: {why:#}"));
+    let (carried, control) = memory::run(dir, watch)?;
+    tell_control(&control, watch);
     Ok((carried, control))
 }
 
