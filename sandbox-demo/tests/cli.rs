@@ -1,0 +1,156 @@
+//! The built binary as its users meet it: exit codes, one-line errors, images it reads and refuses.
+
+#![expect(clippy::disallowed_methods, reason = "the tests write images to files for the binary to read")]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::process::Output;
+
+use hibernet_conntrack::Config;
+use hibernet_netstack::LinkConfig;
+use hibernet_netstack::LocalServices;
+use hibernet_netstack::QueueLimits;
+use hibernet_netstack::Ruleset;
+use hibernet_netstack::Stack;
+use hibernet_netstack::StackConfig;
+use hibernet_snapshot::Entropy;
+use hibernet_snapshot::GenerationId;
+use hibernet_snapshot::Instant;
+use tempfile::TempDir;
+
+#[test]
+fn a_command_line_that_makes_no_sense_is_a_usage_error() {
+    for args in [
+        &["explode"][..],
+        &["run", "--link", "eth0"],
+        &["run", "--config", "x"],
+        &["run", "--config", "x", "--restore", "y", "--link", "eth0"],
+        &["run", "--config", "x", "--link", "tap:eth0"],
+        &["inspect"],
+        &["diff", "only-one"],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn help_teaches() {
+    let output = run(&["run", "--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("\"masquerade fully-random\"") && text.contains("nf_conntrack_tcp_loose"), "{text}");
+}
+
+#[test]
+fn inspect_prints_header_sections_and_counts() {
+    let dir = TempDir::new().expect("a directory");
+    let image = image(&dir, "image", 1, &[]);
+    let output = run(&["inspect", &image]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(text.contains("generation 01010101") && text.contains("section CONN version 1, required"), "{text}");
+    assert!(text.contains("1 links, 0 routes, 0 chains with 0 rules, 0 flows"), "{text}");
+
+    let output = run(&["inspect", "--json", &image]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!(json["counts"]["links"], 1);
+    assert_eq!(json["sections"].as_array().map(Vec::len), Some(6));
+}
+
+#[test]
+fn diff_prints_what_changed_and_nothing_else() {
+    let dir = TempDir::new().expect("a directory");
+    let (before, after) = (image(&dir, "before", 1, &[]), image(&dir, "after", 2, &["10.0.0.1/24"]));
+    let same = run(&["diff", &before, &before]);
+    assert_eq!(String::from_utf8_lossy(&same.stdout), "no difference but the generation\n");
+    let changed = run(&["diff", &before, &after]);
+    let text = String::from_utf8_lossy(&changed.stdout);
+    assert!(text.contains("10.0.0.1/24") && text.lines().count() <= 2, "{text}");
+}
+
+#[test]
+fn a_bad_image_is_refused_in_one_line() {
+    let dir = TempDir::new().expect("a directory");
+    let good = image(&dir, "good", 1, &[]);
+    let mut flipped = fs::read(&good).expect("the image");
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    let mut newer = fs::read(&good).expect("the image");
+    newer[8] = 0xff;
+    for (name, bytes) in
+        [("flipped", flipped), ("newer", newer), ("empty", Vec::new()), ("text", b"not an image at all".to_vec())]
+    {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).expect("a bad image");
+        let path = path.to_str().expect("a plain path");
+        let control = dir.path().join("control");
+        let control = control.to_str().expect("a plain path");
+        one_line_failure(&run(&["inspect", path]), &[path]);
+        one_line_failure(&run(&["restore", path, "--link", "lo", "--control", control]), &[path]);
+        assert!(!Path::new(control).exists(), "a refused restore leaves nothing behind");
+    }
+    one_line_failure(&run(&["inspect", "/no/such/image"]), &["/no/such/image", "sandbox-demo save"]);
+}
+
+#[test]
+fn asking_where_no_gateway_is_names_the_socket_and_the_remedy() {
+    let dir = TempDir::new().expect("a directory");
+    let control = dir.path().join("control");
+    let control = control.to_str().expect("a plain path");
+    for command in ["list", "hooks", "stats", "resume"] {
+        one_line_failure(&run(&[command, "--control", control]), &[control, "sandbox-demo run"]);
+    }
+}
+
+#[test]
+fn a_configuration_that_cannot_be_is_refused_by_its_fault() {
+    let dir = TempDir::new().expect("a directory");
+    let file = dir.path().join("config.json");
+    let path = file.to_str().expect("a plain path");
+    let run_it = || run(&["run", "--config", path, "--link", "nowhere0"]);
+    one_line_failure(&run_it(), &[path]);
+    fs::write(&file, r#"{"links": [], "nonsense": 1}"#).expect("a configuration");
+    one_line_failure(&run_it(), &[path, "nonsense"]);
+    fs::write(&file, r#"{"links": [{"name": "nowhere0", "mtu": 1500, "addrs": []}]}"#).expect("a configuration");
+    one_line_failure(&run_it(), &["nowhere0", "No such device", "/sys/class/net"]);
+}
+
+fn run(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sandbox-demo")).args(args).output().expect("the binary runs")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Exit code 1, and one line on standard error that contains all of `parts`.
+fn one_line_failure(output: &Output, parts: &[&str]) {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.starts_with("sandbox-demo: ") && parts.iter().all(|part| text.contains(part)), "{text}");
+}
+
+/// Saves a small stack to a file and returns the file's path.
+fn image(dir: &TempDir, name: &str, generation: u8, addrs: &[&str]) -> String {
+    let mut config = StackConfig {
+        links: vec![LinkConfig {
+            name: "eth0".to_owned(),
+            mtu: 1500,
+            addrs: addrs.iter().map(|addr| addr.parse().expect("an address")).collect(),
+        }],
+        routes: Vec::new(),
+        rules: Ruleset::open(),
+        conntrack: Config { capacity: 1024, ..Config::default() },
+        services: LocalServices::default(),
+        queues: QueueLimits::default(),
+    };
+    config.conntrack.sysctls.set("nf_conntrack_max", "1024").expect("a sysctl");
+    let stack = Stack::new(config, Entropy::from_test_seed(1), Instant::ZERO).expect("a stack");
+    let bytes = stack.save(GenerationId([generation; 16]), Instant::ZERO).expect("an image");
+    let path = dir.path().join(name);
+    fs::write(&path, bytes).expect("a file");
+    path.to_str().expect("a plain path").to_owned()
+}
