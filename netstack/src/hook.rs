@@ -6,7 +6,7 @@ use hibernet_conntrack::Manip;
 use hibernet_snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
 
-use crate::rules::{ChainKind, Ruleset};
+use crate::rules::{BaseChain, ChainKind, Ruleset};
 
 /// A point of a packet's way at which chains and built-in stations see it: netfilter's five.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, Snapshot)]
@@ -141,13 +141,14 @@ impl HookTable {
     /// Among equal priorities the last registered runs first, as in the kernel. Registered are, in this order: chains
     /// that ask to be before the stations, the stations, all other chains.
     pub(crate) fn new(rules: &Ruleset) -> Self {
-        let has_nat = rules.chains.iter().any(|chain| chain.kind == ChainKind::Nat);
+        let base = || rules.chains.iter().enumerate().filter_map(|(index, chain)| Some((index, chain.base?)));
+        let has_nat = base().any(|(_, base)| base.kind == ChainKind::Nat);
         let mut table = Self { has_nat, ..Self::default() };
         for hook in Hook::ALL {
             let chains = |early: bool| {
-                rules.chains.iter().enumerate().filter_map(move |(index, chain)| {
-                    let here = chain.hook == hook && chain.kind == ChainKind::Filter && chain.before_confirm == early;
-                    here.then_some((chain.priority, Step::Chain(index)))
+                base().filter_map(move |(index, base)| {
+                    let here = base.hook == hook && base.kind == ChainKind::Filter && base.before_confirm == early;
+                    here.then_some((base.priority, Step::Chain(index)))
                 })
             };
             let mut registered: Vec<(i32, Step)> = chains(true).chain(stations(hook)).chain(chains(false)).collect();
@@ -155,11 +156,11 @@ impl HookTable {
             registered.sort_by_key(|(priority, _)| *priority);
             *table.steps_mut(hook) = registered.into_iter().map(|(_, step)| step).collect();
 
-            let mut nat: Vec<usize> = (0..rules.chains.len()).collect();
+            let at_hook = |(_, base): &(usize, BaseChain)| base.hook == hook && base.kind == ChainKind::Nat;
+            let mut nat: Vec<(usize, BaseChain)> = base().filter(at_hook).collect();
             nat.reverse();
-            nat.retain(|index| rules.chains.get(*index).is_some_and(|c| c.hook == hook && c.kind == ChainKind::Nat));
-            nat.sort_by_key(|index| rules.chains.get(*index).map(|chain| chain.priority));
-            *table.nat_chains_mut(hook) = nat;
+            nat.sort_by_key(|(_, base)| base.priority);
+            *table.nat_chains_mut(hook) = nat.into_iter().map(|(index, _)| index).collect();
         }
         table
     }
@@ -195,12 +196,16 @@ impl HookTable {
 
     /// The table as people read it.
     pub(crate) fn rows(&self, rules: &Ruleset) -> Vec<HookRow> {
+        let placed = |index: usize| {
+            let chain = rules.chains.get(index)?;
+            Some((chain.base?.priority, chain.name.clone()))
+        };
         let mut rows = Vec::new();
         for hook in Hook::ALL {
             for step in self.steps(hook) {
                 let (priority, name, kind) = match *step {
-                    Step::Chain(index) => match rules.chains.get(index) {
-                        Some(chain) => (chain.priority, chain.name.clone(), HookRowKind::Filter),
+                    Step::Chain(index) => match placed(index) {
+                        Some((priority, name)) => (priority, name, HookRowKind::Filter),
                         None => continue,
                     },
                     station => (station_priority(hook, station), station_name(hook, station), HookRowKind::Station),
@@ -208,8 +213,7 @@ impl HookTable {
                 rows.push(HookRow { hook, priority, name, kind });
                 if matches!(step, Step::Nat(_)) {
                     rows.extend(self.nat_chains(hook).iter().filter_map(|index| {
-                        let chain = rules.chains.get(*index)?;
-                        let (priority, name) = (chain.priority, chain.name.clone());
+                        let (priority, name) = placed(*index)?;
                         Some(HookRow { hook, priority, name, kind: HookRowKind::Nat })
                     }));
                 }

@@ -4,11 +4,10 @@ use hibernet_conntrack::Conntrack;
 use hibernet_snapshot::image::SectionId;
 use hibernet_snapshot::{FieldClass, FieldSchema, GenerationId, Invalid, Schema, Snapshot};
 
-use crate::hook::Hook;
 use crate::link::LinkConfig;
 use crate::local::LocalServices;
 use crate::route::Route;
-use crate::rules::{Chain, ChainKind, Counters, Policy, Rule, Ruleset};
+use crate::rules::{BaseChain, Chain, Counters, Rule, Ruleset};
 use crate::stats::Stats;
 
 /// Links, addresses and routes.
@@ -89,17 +88,7 @@ struct ChainSection {
     #[snapshot(saved)]
     name: String,
     #[snapshot(saved)]
-    kind: ChainKind,
-    #[snapshot(saved)]
-    hook: Hook,
-    #[snapshot(saved)]
-    priority: i32,
-    #[snapshot(saved)]
-    policy: Policy,
-    #[snapshot(saved)]
-    before_confirm: bool,
-    #[snapshot(saved)]
-    policy_counters: Counters,
+    base: Option<BaseChain>,
     #[snapshot(saved)]
     rules: Vec<RuleSection>,
 }
@@ -120,17 +109,8 @@ impl RulesSection {
             counters: rule.counters,
         };
         let chain = |chain: &Chain| {
-            let Chain { name, kind, hook, priority, policy, before_confirm, rules, policy_counters } = chain;
-            ChainSection {
-                name: name.clone(),
-                kind: *kind,
-                hook: *hook,
-                priority: *priority,
-                policy: *policy,
-                before_confirm: *before_confirm,
-                policy_counters: *policy_counters,
-                rules: rules.iter().map(rule).collect(),
-            }
+            let Chain { name, base, rules } = chain;
+            ChainSection { name: name.clone(), base: *base, rules: rules.iter().map(rule).collect() }
         };
         Self { chains: set.chains.iter().map(chain).collect() }
     }
@@ -139,13 +119,13 @@ impl RulesSection {
     pub(crate) fn into_set(self) -> Result<Ruleset, Invalid> {
         let mut set = Ruleset { chains: Vec::new() };
         for (at, chain) in self.chains.into_iter().enumerate() {
-            let ChainSection { name, kind, hook, priority, policy, before_confirm, policy_counters, rules } = chain;
+            let ChainSection { name, base, rules } = chain;
             let mut read = Vec::new();
             for (number, section) in rules.into_iter().enumerate() {
                 let place = |invalid: Invalid| invalid.at(number).within("rules").at(at).within("chains");
                 read.push(section.into_rule().map_err(place)?);
             }
-            set.chains.push(Chain { name, kind, hook, priority, policy, before_confirm, rules: read, policy_counters });
+            set.chains.push(Chain { name, base, rules: read });
         }
         Ok(set)
     }

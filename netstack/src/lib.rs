@@ -112,8 +112,8 @@ pub use crate::restore::{
 };
 pub use crate::route::{Route, RouteError};
 pub use crate::rules::{
-    Action, Chain, ChainKind, Counters, Family, Match, NatTarget, Policy, Ports, Proto, Rule, RuleProblem, Ruleset,
-    RulesetError,
+    Action, BaseChain, Chain, ChainKind, Counters, Family, Match, NatTarget, Policy, Ports, Proto, Rule, RuleProblem,
+    Ruleset, RulesetError,
 };
 pub use crate::save::SaveError;
 pub use crate::stack::{ConfigError, Egress, Errno, LocalSendError, QueueLimits, Stack, StackConfig};

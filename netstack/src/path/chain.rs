@@ -8,7 +8,7 @@ use crate::event::{LogEvent, StackEvent};
 use crate::hook::Hook;
 use crate::packet::{Packet, Verdict};
 use crate::reject::RejectWith;
-use crate::rules::{Action, Policy};
+use crate::rules::{Action, MAX_DEPTH, Place, Policy};
 use crate::stack::Stack;
 
 /// What a chain comes to.
@@ -33,23 +33,30 @@ impl Stack {
         (verdict, judge)
     }
 
-    /// Tries the rules of a chain in order until one decides, else its policy does.
+    /// Tries the rules of a base chain, and of those it jumps to, in order until one decides, else its policy does.
     pub(super) fn run_chain(&mut self, hook: Hook, chain: usize, packet: &mut Packet) -> (Outcome, Judge) {
         let Self { rules, conntrack, events, .. } = self;
         let len = packet.len();
-        let mut from = 0;
+        let mut at = Place::start_of(chain);
+        let mut way_back = WayBack::default();
         loop {
             let mark = packet.attachment().direction().map(|_| conntrack.mark(packet.attachment()));
             let subject = packet.subject(mark);
-            let Some((rule, action)) = rules.next_match(chain, from, &subject, len) else {
+            let matched = rules.next_match(at, &subject, len);
+            let Some((rule, action)) = matched.filter(|(_, action)| !matches!(action, Action::Return)) else {
+                if let Some(place) = way_back.pop() {
+                    at = place;
+                    continue;
+                }
                 let outcome = match rules.policy(chain, len) {
                     Policy::Accept => Outcome::Accept,
                     Policy::Drop => Outcome::Drop(DropReason::Policy),
                 };
                 return (outcome, Judge { chain: Some(chain), rule: None });
             };
-            let judge = Judge { chain: Some(chain), rule: Some(rule) };
-            from = rule.saturating_add(1);
+            let place = Place { rule, ..at };
+            let judge = Judge { chain: Some(place.chain), rule: Some(rule) };
+            at = place.next();
             match action {
                 Action::Accept => return (Outcome::Accept, judge),
                 Action::Drop => return (Outcome::Drop(DropReason::Rule), judge),
@@ -66,6 +73,15 @@ impl Stack {
                 Action::Zone(id) => choose_zone(packet, Zone { id: *id, orig_only: false }),
                 Action::ZoneOrig(id) => choose_zone(packet, Zone { id: *id, orig_only: true }),
                 Action::CtMark(mark) => conntrack.set_mark(&mut packet.attachment, *mark),
+                Action::Jump(_) | Action::Goto(_) => {
+                    let returns = matches!(action, Action::Jump(_));
+                    let Some(target) = rules.target(place) else { continue };
+                    if returns && !way_back.push(at) {
+                        return (Outcome::Drop(DropReason::WorkLimit), judge);
+                    }
+                    at = Place::start_of(target);
+                }
+                Action::Return => {}
                 Action::Log { prefix } => events.push(StackEvent::Log(LogEvent {
                     prefix: prefix.clone(),
                     hook,
@@ -89,3 +105,28 @@ fn choose_zone(packet: &mut Packet, zone: Zone) {
         packet.attachment = Attachment::default();
     }
 }
+
+/// Where the jumps that were taken come back to.
+#[derive(Default)]
+struct WayBack {
+    places: [Option<Place>; MAX_DEPTH],
+    taken: usize,
+}
+
+impl WayBack {
+    /// False if there is no room: that is deeper than any set that is loaded can lead.
+    fn push(&mut self, place: Place) -> bool {
+        let Some(room) = self.places.get_mut(self.taken) else { return false };
+        *room = Some(place);
+        self.taken = self.taken.saturating_add(1);
+        true
+    }
+
+    fn pop(&mut self) -> Option<Place> {
+        self.taken = self.taken.checked_sub(1)?;
+        self.places.get_mut(self.taken)?.take()
+    }
+}
+
+#[cfg(test)]
+mod tests;

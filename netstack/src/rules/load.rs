@@ -1,5 +1,6 @@
 //! The rules in force.
 
+use super::jumps::Jumps;
 use super::matching::{Subject, Test};
 use super::validate::{RuleProblem, RulesetError, validate};
 use super::{Action, Policy, Rule, Ruleset};
@@ -12,17 +13,35 @@ pub(crate) struct Rules {
     set: Ruleset,
     /// By chain and rule, as in the set.
     tests: Vec<Vec<Test>>,
+    jumps: Jumps,
     table: HookTable,
+}
+
+/// A rule by the numbers of its chain and of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Place {
+    pub(crate) chain: usize,
+    pub(crate) rule: usize,
+}
+
+impl Place {
+    pub(crate) const fn start_of(chain: usize) -> Self {
+        Self { chain, rule: 0 }
+    }
+
+    pub(crate) const fn next(self) -> Self {
+        Self { chain: self.chain, rule: self.rule.saturating_add(1) }
+    }
 }
 
 impl Rules {
     /// Takes a set into force, or refuses it whole.
     pub(crate) fn load(set: Ruleset, links: &Links) -> Result<Self, RulesetError> {
-        validate(&set, links)?;
+        let jumps = validate(&set, links)?;
         let tests =
             set.chains.iter().map(|chain| chain.rules.iter().map(|rule| Test::new(rule, links)).collect()).collect();
         let table = HookTable::new(&set);
-        Ok(Self { set, tests, table })
+        Ok(Self { set, tests, jumps, table })
     }
 
     /// The set with one rule more, at the end of a chain; a missing standard chain is made.
@@ -46,14 +65,9 @@ impl Rules {
         &self.table
     }
 
-    /// The first rule of a chain, from a number on, that matches; it counts the packet.
-    pub(crate) fn next_match(
-        &mut self,
-        chain: usize,
-        from: usize,
-        subject: &Subject,
-        len: usize,
-    ) -> Option<(usize, &Action)> {
+    /// The first rule of a chain, from a place on, that matches; it counts the packet.
+    pub(crate) fn next_match(&mut self, from: Place, subject: &Subject, len: usize) -> Option<(usize, &Action)> {
+        let Place { chain, rule: from } = from;
         let tests = self.tests.get(chain)?.get(from..)?;
         let number = tests.iter().position(|test| test.matches(subject))?.saturating_add(from);
         let rule = self.set.chains.get_mut(chain)?.rules.get_mut(number)?;
@@ -61,12 +75,17 @@ impl Rules {
         Some((number, &rule.action))
     }
 
+    /// The chain that a rule leads to, if it is a jump.
+    pub(crate) fn target(&self, place: Place) -> Option<usize> {
+        self.jumps.target(place.chain, place.rule)
+    }
+
     /// The policy of a chain; its counter counts the packet.
     pub(crate) fn policy(&mut self, chain: usize, len: usize) -> Policy {
-        match self.set.chains.get_mut(chain) {
-            Some(chain) => {
-                chain.policy_counters.count(len);
-                chain.policy
+        match self.set.chains.get_mut(chain).and_then(|chain| chain.base.as_mut()) {
+            Some(base) => {
+                base.policy_counters.count(len);
+                base.policy
             }
             None => Policy::Accept,
         }

@@ -1,5 +1,6 @@
 //! Rule sets: chains of rules at the hooks.
 
+mod jumps;
 mod load;
 mod matching;
 mod parse;
@@ -16,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::cidr::Cidr;
 use crate::hook::{Hook, priority};
 
-pub(crate) use self::load::Rules;
+pub(crate) use self::jumps::MAX_DEPTH;
+pub(crate) use self::load::{Place, Rules};
 pub(crate) use self::matching::Subject;
 pub(crate) use self::place::STANDARD_CHAINS;
 pub use self::validate::{RuleProblem, RulesetError};
@@ -46,50 +48,67 @@ impl Ruleset {
 
 impl Default for Ruleset {
     fn default() -> Self {
-        let closed = |name: &str, hook| Chain {
-            policy: Policy::Drop,
-            ..Chain::new(name, ChainKind::Filter, hook, priority::FILTER)
+        let closed = |name: &str, hook| {
+            let base = BaseChain { policy: Policy::Drop, ..BaseChain::new(ChainKind::Filter, hook, priority::FILTER) };
+            Chain { base: Some(base), ..Chain::regular(name) }
         };
         Self { chains: vec![closed("input", Hook::Input), closed("forward", Hook::Forward)] }
     }
 }
 
-/// A chain: rules at one hook, tried in order.
+/// A chain: rules, tried in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Chain {
     /// Name, unique in the set.
     pub name: String,
-    /// What its rules may do.
-    pub kind: ChainKind,
-    /// Where it stands.
-    pub hook: Hook,
-    /// When it runs among others of its hook: lower first, among equals the last registered first. The priority of a nat
-    /// chain counts among nat chains: the NAT station, in which they run, has a place of its own.
-    pub priority: i32,
-    /// What becomes of packets that no rule decides on.
-    pub policy: Policy,
-    /// Whether the chain is registered before the built-in stations instead of after them. At the last priority it then
-    /// runs after `confirm`.
-    pub before_confirm: bool,
+    /// Where a base chain stands. A regular chain stands nowhere: it sees what rules of other chains send it.
+    pub base: Option<BaseChain>,
     /// The rules.
     pub rules: Vec<Rule>,
-    /// What reached the policy.
-    pub policy_counters: Counters,
 }
 
 impl Chain {
-    /// A chain without rules that accepts.
+    /// A base chain without rules that accepts.
     pub fn new(name: &str, kind: ChainKind, hook: Hook, priority: i32) -> Self {
-        Self {
-            name: name.to_owned(),
-            kind,
-            hook,
-            priority,
-            policy: Policy::Accept,
-            before_confirm: false,
-            rules: Vec::new(),
-            policy_counters: Counters::default(),
-        }
+        Self { base: Some(BaseChain::new(kind, hook, priority)), ..Self::regular(name) }
+    }
+
+    /// A regular chain without rules: everything returns to where it came from.
+    pub fn regular(name: &str) -> Self {
+        Self { name: name.to_owned(), base: None, rules: Vec::new() }
+    }
+}
+
+/// A base chain's place at a hook, and what it does in the end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Snapshot)]
+pub struct BaseChain {
+    /// What the rules may do.
+    #[snapshot(saved)]
+    pub kind: ChainKind,
+    /// Where it stands.
+    #[snapshot(saved)]
+    pub hook: Hook,
+    /// When it runs among others of its hook: lower first, among equals the last registered first. The priority of a nat
+    /// chain counts among nat chains: the NAT station, in which they run, has a place of its own.
+    #[snapshot(saved)]
+    pub priority: i32,
+    /// What becomes of packets that no rule decides on.
+    #[snapshot(saved)]
+    pub policy: Policy,
+    /// Whether the chain is registered before the built-in stations instead of after them. At the last priority it then
+    /// runs after `confirm`.
+    #[snapshot(saved)]
+    pub before_confirm: bool,
+    /// What reached the policy.
+    #[snapshot(saved)]
+    pub policy_counters: Counters,
+}
+
+impl BaseChain {
+    /// A place whose policy is to accept.
+    pub fn new(kind: ChainKind, hook: Hook, priority: i32) -> Self {
+        let (policy, policy_counters) = (Policy::Accept, Counters::default());
+        Self { kind, hook, priority, policy, before_confirm: false, policy_counters }
     }
 }
 
@@ -272,6 +291,12 @@ pub enum Action {
     ZoneOrig(u16),
     /// Its flow gets this mark.
     CtMark(u32),
+    /// The rules of a regular chain are tried, then the next rule.
+    Jump(String),
+    /// The rules of a regular chain are tried in place of the rest of this one.
+    Goto(String),
+    /// Back to the rule behind the jump that led here; in a base chain its policy decides.
+    Return,
     /// An event is emitted; the next rule is tried.
     Log {
         /// Text of the event.
@@ -295,6 +320,9 @@ impl Action {
             Self::Zone(_) => "zone",
             Self::ZoneOrig(_) => "zone_orig",
             Self::CtMark(_) => "ctmark",
+            Self::Jump(_) => "jump",
+            Self::Goto(_) => "goto",
+            Self::Return => "return",
             Self::Log { .. } => "log",
         }
     }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::place::StandardChain;
 use super::validate::RulesetError;
 use super::{
-    Action, Chain, ChainKind, Counters, Match, NatTarget, Policy, Ports, Proto, Rule, Ruleset, STANDARD_CHAINS,
+    Action, BaseChain, Chain, ChainKind, Match, NatTarget, Policy, Ports, Proto, Rule, Ruleset, STANDARD_CHAINS,
 };
 use crate::hook::Hook;
 
@@ -89,11 +89,13 @@ impl WrittenRuleset {
     fn build(self) -> Result<Ruleset, String> {
         let Self { chains, rules, policy } = self;
         let mut set = Ruleset { chains };
+        set.check_size(rules.len()).map_err(|error| error.to_string())?;
         for PlacedRule { chain, matches, action } in rules {
             set.chain_or_standard(&chain)?.rules.push(Rule::new(matches, action));
         }
         for (chain, policy) in policy {
-            set.chain_or_standard(&chain)?.policy = policy;
+            let base = set.chain_or_standard(&chain)?.base.as_mut();
+            base.ok_or_else(|| format!("found a policy of the chain `{chain}`, which has no hook"))?.policy = policy;
         }
         Ok(set)
     }
@@ -119,36 +121,66 @@ fn unknown_chain(name: &str) -> String {
     format!("found the chain `{name}`, expected one of the set's own or {}", known.join(", "))
 }
 
-/// A chain as it is written.
+/// A chain as it is written. One without a hook is a regular chain.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WrittenChain {
     name: String,
-    #[serde(default, rename = "type")]
-    kind: ChainKind,
-    hook: Hook,
-    #[serde(default)]
-    priority: i32,
-    #[serde(default)]
-    policy: Policy,
-    #[serde(default)]
-    before_confirm: bool,
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<ChainKind>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hook: Option<Hook>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    priority: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    policy: Option<Policy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    before_confirm: Option<bool>,
     #[serde(default)]
     rules: Vec<Rule>,
 }
 
+impl WrittenChain {
+    fn base(&self) -> Result<Option<BaseChain>, String> {
+        let Self { name, kind, hook, priority, policy, before_confirm, rules: _ } = self;
+        let Some(hook) = *hook else {
+            if kind.is_none() && priority.is_none() && policy.is_none() && before_confirm.is_none() {
+                return Ok(None);
+            }
+            return Err(format!(
+                "found the chain `{name}` without a hook, expected neither type, priority nor policy then"
+            ));
+        };
+        Ok(Some(BaseChain {
+            policy: policy.unwrap_or_default(),
+            before_confirm: before_confirm.unwrap_or_default(),
+            ..BaseChain::new(kind.unwrap_or_default(), hook, priority.unwrap_or_default())
+        }))
+    }
+}
+
 impl Serialize for Chain {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { name, kind, hook, priority, policy, before_confirm, rules, policy_counters: _ } = self.clone();
-        WrittenChain { name, kind, hook, priority, policy, before_confirm, rules }.serialize(serializer)
+        let Self { name, base, rules } = self.clone();
+        WrittenChain {
+            name,
+            kind: base.map(|base| base.kind),
+            hook: base.map(|base| base.hook),
+            priority: base.map(|base| base.priority),
+            policy: base.map(|base| base.policy),
+            before_confirm: base.map(|base| base.before_confirm),
+            rules,
+        }
+        .serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Chain {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let WrittenChain { name, kind, hook, priority, policy, before_confirm, rules } =
-            WrittenChain::deserialize(deserializer)?;
-        Ok(Self { name, kind, hook, priority, policy, before_confirm, rules, policy_counters: Counters::default() })
+        let written = WrittenChain::deserialize(deserializer)?;
+        let base = written.base().map_err(de::Error::custom)?;
+        let WrittenChain { name, rules, .. } = written;
+        Ok(Self { name, base, rules })
     }
 }
 
@@ -178,7 +210,7 @@ impl Serialize for Action {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let name = self.name();
         let value = match self {
-            Self::Accept | Self::Drop | Self::Reject | Self::RejectTcpReset | Self::Notrack => {
+            Self::Accept | Self::Drop | Self::Reject | Self::RejectTcpReset | Self::Notrack | Self::Return => {
                 return serializer.serialize_str(name);
             }
             Self::Masquerade(target) if *target == NatTarget::default() => return serializer.serialize_str(name),
@@ -187,7 +219,7 @@ impl Serialize for Action {
             }
             Self::Zone(zone) | Self::ZoneOrig(zone) => ActionValue::Number(u32::from(*zone)),
             Self::CtMark(mark) => ActionValue::Number(*mark),
-            Self::Log { prefix } => ActionValue::Text(prefix.clone()),
+            Self::Log { prefix: text } | Self::Jump(text) | Self::Goto(text) => ActionValue::Text(text.clone()),
         };
         let mut map = serializer.serialize_map(Some(1))?;
         map.serialize_entry(name, &value)?;
@@ -245,6 +277,7 @@ fn word_action(word: &str) -> Result<Action, String> {
         "reject" => Action::Reject,
         "reject-tcp" => Action::RejectTcpReset,
         "notrack" => Action::Notrack,
+        "return" => Action::Return,
         _ => match word.split_once(' ').unwrap_or((word, "")) {
             ("masquerade", flags) => Action::Masquerade(NatTarget::default().with_flags(flags)?),
             _ => return Err(unknown_action(word)),
@@ -278,6 +311,8 @@ fn entry_action(name: &str, value: ActionValue) -> Result<Action, String> {
         ("zone", value) => Action::Zone(zone(value)?),
         ("zone_orig", value) => Action::ZoneOrig(zone(value)?),
         ("ctmark", ActionValue::Number(mark)) => Action::CtMark(mark),
+        ("jump", ActionValue::Text(chain)) => Action::Jump(chain),
+        ("goto", ActionValue::Text(chain)) => Action::Goto(chain),
         ("log", ActionValue::Text(prefix)) => Action::Log { prefix },
         (name, _) => return Err(unknown_action(name)),
     })
@@ -286,7 +321,7 @@ fn entry_action(name: &str, value: ActionValue) -> Result<Action, String> {
 fn unknown_action(found: &str) -> String {
     format!(
         "found the action `{found}`, expected accept, drop, reject, reject-tcp, notrack, masquerade, snat, dnat, redirect, \
-         zone, zone_orig, ctmark or log, in their forms"
+         zone, zone_orig, ctmark, jump, goto, return or log, in their forms"
     )
 }
 
@@ -431,88 +466,4 @@ const PROTOCOLS: [(&str, u8); 6] = [
 ];
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_spelling_is_read_and_read_back_from_what_is_written() {
-        for action in [
-            r#""accept""#,
-            r#""drop""#,
-            r#""reject""#,
-            r#""reject-tcp""#,
-            r#""notrack""#,
-            r#""masquerade""#,
-            r#""masquerade fully-random""#,
-            r#"{"masquerade":"1000-2000"}"#,
-            r#"{"snat":"203.0.113.5"}"#,
-            r#"{"snat":"203.0.113.5:99"}"#,
-            r#"{"snat":"203.0.113.5:1000-2000"}"#,
-            r#"{"snat":{"to":"203.0.113.5-203.0.113.9","flags":"random,fully-random,persistent"}}"#,
-            r#"{"snat":"2001:db8::5"}"#,
-            r#"{"dnat":"10.0.0.5:80"}"#,
-            r#"{"dnat":"[fd00::5]:80"}"#,
-            r#"{"dnat":"[fd00::5]-[fd00::9]:80"}"#,
-            r#"{"redirect":8080}"#,
-            r#"{"zone":7}"#,
-            r#"{"zone_orig":7}"#,
-            r#"{"ctmark":4294967295}"#,
-            r#"{"log":"seen"}"#,
-        ] {
-            let read: Action = serde_json::from_str(action).unwrap_or_else(|error| panic!("{action}: {error}"));
-            let written = serde_json::to_string(&read).unwrap();
-            assert_eq!(serde_json::from_str::<Action>(&written).unwrap(), read, "{action} -> {written}");
-        }
-    }
-
-    #[test]
-    fn a_list_of_rules_makes_the_standard_chains_it_names() {
-        let set = Ruleset::from_json(
-            r#"[{"chain":"srcnat","match":{"oif":"out"},"action":"masquerade"},
-                {"chain":"forward","match":{"proto":"tcp","dport":"1-9"},"action":"drop"},
-                {"chain":"forward","action":"accept"}]"#,
-        )
-        .unwrap();
-        let shape: Vec<_> = set.chains.iter().map(|c| (c.name.as_str(), c.kind, c.hook, c.rules.len())).collect();
-        let expected =
-            [("srcnat", ChainKind::Nat, Hook::Postrouting, 1), ("forward", ChainKind::Filter, Hook::Forward, 2)];
-        assert_eq!(shape, expected);
-        assert_eq!(set.chains[1].rules[0].matches.dport, Ports::range(1, 9));
-    }
-
-    #[test]
-    fn the_general_form_comes_back_as_it_was_written() {
-        let text = r#"{"chains":[{"name":"own","hook":"output","priority":-7,"policy":"drop","rules":[
-            {"match":{"proto":"udp","sport":53,"saddr":"10.0.0.0/8","ctstate":["new","related"],"ctdir":"original",
-             "ctmark":5,"family":"ipv4","iif":"in","oif":"out","tcpflags_syn_only":true},"action":"accept"}]}],
-            "policy":{"input":"drop"}}"#;
-        let set = Ruleset::from_json(text).unwrap();
-        assert_eq!(Ruleset::from_json(&set.to_json()).unwrap(), set);
-        assert_eq!(set.chain("input").unwrap().policy, Policy::Drop);
-    }
-
-    #[test]
-    fn a_misspelling_is_refused_with_what_was_expected() {
-        for (text, part) in [
-            (r#"[{"chain":"forwards","action":"drop"}]"#, "found the chain `forwards`"),
-            (r#"[{"chain":"forward","action":"deny"}]"#, "found the action `deny`"),
-            (r#"[{"chain":"forward","match":{"port":1},"action":"drop"}]"#, "unknown field `port`"),
-            (r#"[{"chain":"forward","match":{"dport":"9-1"},"action":"drop"}]"#, "found the port `9-1`"),
-            (r#"[{"chain":"forward","match":{"proto":"tpc"},"action":"drop"}]"#, "found the protocol `tpc`"),
-            (r#"[{"chain":"srcnat","action":{"snat":"300.0.0.1"}}]"#, "found `300.0.0.1`"),
-            (r#"[{"chain":"srcnat","action":{"snat":"1.2.3.4","dnat":"1.2.3.4"}}]"#, "an action has one entry"),
-            (r#"[{"chain":"raw_output","action":{"zone":65536}}]"#, "found zone 65536"),
-            ("7", "a list of rules"),
-        ] {
-            let error = Ruleset::from_json(text).unwrap_err().to_string();
-            assert!(error.contains(part), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn the_default_set_is_closed() {
-        let set = Ruleset::default();
-        assert!(set.chains.iter().all(|chain| chain.policy == Policy::Drop && chain.rules.is_empty()));
-        assert_eq!(set.chains.iter().map(|chain| chain.hook).collect::<Vec<_>>(), [Hook::Input, Hook::Forward]);
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! The chains that rules can name without saying where they stand.
 
-use super::{Chain, ChainKind};
+use super::{BaseChain, Chain, ChainKind};
 use crate::hook::{Hook, priority};
 
 /// A chain known by its name alone.
@@ -19,7 +19,8 @@ impl StandardChain {
 
     pub(crate) fn chain(&self) -> Chain {
         let Self { name, kind, hook, priority, before_confirm } = *self;
-        Chain { before_confirm, ..Chain::new(name, kind, hook, priority) }
+        let base = BaseChain { before_confirm, ..BaseChain::new(kind, hook, priority) };
+        Chain { base: Some(base), ..Chain::regular(name) }
     }
 }
 

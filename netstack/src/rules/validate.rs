@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 
 use thiserror::Error;
 
-use super::{Action, Chain, ChainKind, Family, Match, NatTarget, Rule, Ruleset};
+use super::jumps::Jumps;
+use super::{Action, BaseChain, Chain, ChainKind, Family, Match, NatTarget, Rule, Ruleset};
 use crate::hook::{Hook, priority};
 use crate::link::Links;
 
@@ -90,6 +91,47 @@ pub enum RuleProblem {
         /// Where it can.
         expected: &'static str,
     },
+    /// A regular chain has an action that cannot be taken in a base chain from which packets get there.
+    #[error("`{action}` cannot be done here in packets of the chain `{base}`: expected {expected}")]
+    ActionNotReachable {
+        /// The action.
+        action: &'static str,
+        /// The base chain.
+        base: String,
+        /// Where it can.
+        expected: &'static str,
+    },
+    /// A jump or goto leads nowhere.
+    #[error("found a jump to `{found}`, expected a regular chain of the set")]
+    NoTargetChain {
+        /// The name.
+        found: String,
+    },
+    /// A jump or goto leads to a chain that stands at a hook.
+    #[error("found a jump to `{found}`, which has a hook: expected a regular chain")]
+    TargetIsBase {
+        /// The chain.
+        found: String,
+    },
+    /// Jumps lead back to where they come from.
+    #[error("this jump leads back here")]
+    JumpLoop,
+    /// Jumps lead from chain to chain to chain.
+    #[error("from here jumps lead through {found} chains: at most {most}, this one included")]
+    JumpDepth {
+        /// Chains on the longest way.
+        found: usize,
+        /// Chains allowed.
+        most: usize,
+    },
+    /// One packet would be shown too many rules.
+    #[error("with this chain, and what it jumps to, one packet can be shown {found} rules: at most {most}")]
+    TooMuchWork {
+        /// Rules shown at most.
+        found: usize,
+        /// Rules allowed.
+        most: usize,
+    },
     /// The link does not exist.
     #[error("no link is named `{found}`")]
     UnknownLink {
@@ -119,6 +161,14 @@ pub enum RuleProblem {
     /// A list that can never match.
     #[error("`ctstate` is empty: expected at least one state")]
     NoState,
+    /// A list that says some things twice.
+    #[error("`ctstate` has {found} states: at most {most}")]
+    TooManyStates {
+        /// States in the list.
+        found: usize,
+        /// States there are.
+        most: usize,
+    },
     /// The text of a log rule is too long.
     #[error("a prefix of {found} bytes: at most {most}")]
     LongPrefix {
@@ -129,27 +179,49 @@ pub enum RuleProblem {
     },
 }
 
-/// Checks a whole set against the links there are.
-pub(crate) fn validate(set: &Ruleset, links: &Links) -> Result<(), RulesetError> {
-    let found = set.chains.len();
-    if found > MAX_CHAINS {
-        return Err(RulesetError::TooManyChains { found, most: MAX_CHAINS });
+impl Ruleset {
+    /// Checks how large the set is, with so many rules more.
+    pub(crate) fn check_size(&self, more: usize) -> Result<(), RulesetError> {
+        let found = self.chains.len();
+        if found > MAX_CHAINS {
+            return Err(RulesetError::TooManyChains { found, most: MAX_CHAINS });
+        }
+        let found = self.chains.iter().fold(more, |sum, chain| sum.saturating_add(chain.rules.len()));
+        if found > MAX_RULES {
+            return Err(RulesetError::TooManyRules { found, most: MAX_RULES });
+        }
+        Ok(())
     }
-    let found = set.chains.iter().fold(0_usize, |sum, chain| sum.saturating_add(chain.rules.len()));
-    if found > MAX_RULES {
-        return Err(RulesetError::TooManyRules { found, most: MAX_RULES });
-    }
+}
+
+/// Checks a whole set against the links there are. What comes back leads through its jumps.
+pub(crate) fn validate(set: &Ruleset, links: &Links) -> Result<Jumps, RulesetError> {
+    set.check_size(0)?;
     let mut names = BTreeSet::new();
     for chain in &set.chains {
         check_chain(chain, names.insert(chain.name.as_str()))
-            .map_err(|problem| RulesetError::Chain { chain: chain.name.clone(), problem })?;
-        for (number, rule) in chain.rules.iter().enumerate() {
-            check_rule(chain, rule, links).map_err(|problem| RulesetError::Rule {
-                chain: chain.name.clone(),
-                rule: number,
-                problem,
+            .map_err(|problem| RulesetError::Chain { chain: chain.name.chars().take(MAX_NAME).collect(), problem })?;
+        check_rules(chain, |rule| check_rule(rule, links))?;
+    }
+    let jumps = Jumps::of(set)?;
+    for (index, chain) in set.chains.iter().enumerate() {
+        let Some(base) = &chain.base else { continue };
+        for reached in jumps.reached_from(index).into_iter().filter_map(|reached| set.chains.get(reached)) {
+            check_rules(reached, |rule| {
+                let action = rule.action.name();
+                where_allowed(base, &rule.action).map_err(|expected| match reached.base {
+                    Some(_) => RuleProblem::ActionNotHere { action, expected },
+                    None => RuleProblem::ActionNotReachable { action, base: chain.name.clone(), expected },
+                })
             })?;
         }
+    }
+    Ok(jumps)
+}
+
+fn check_rules(chain: &Chain, check: impl Fn(&Rule) -> Result<(), RuleProblem>) -> Result<(), RulesetError> {
+    for (rule, checked) in chain.rules.iter().map(check).enumerate() {
+        checked.map_err(|problem| RulesetError::Rule { chain: chain.name.clone(), rule, problem })?;
     }
     Ok(())
 }
@@ -172,21 +244,25 @@ fn check_chain(chain: &Chain, new_name: bool) -> Result<(), RuleProblem> {
     if !new_name {
         return Err(RuleProblem::DuplicateName);
     }
-    if chain.kind == ChainKind::Nat && chain.hook.manip().is_none() {
-        return Err(RuleProblem::NatHook { found: chain.hook });
+    match &chain.base {
+        Some(base) if base.kind == ChainKind::Nat && base.hook.manip().is_none() => {
+            Err(RuleProblem::NatHook { found: base.hook })
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-fn check_rule(chain: &Chain, rule: &Rule, links: &Links) -> Result<(), RuleProblem> {
+fn check_rule(rule: &Rule, links: &Links) -> Result<(), RuleProblem> {
     let Match { iif, oif, saddr, daddr, ctstate, .. } = &rule.matches;
     for name in [iif, oif].into_iter().flatten() {
         if links.id(name).is_none() {
             return Err(RuleProblem::UnknownLink { found: name.clone() });
         }
     }
-    if ctstate.as_ref().is_some_and(Vec::is_empty) {
-        return Err(RuleProblem::NoState);
+    match ctstate.as_ref().map(Vec::len) {
+        Some(0) => return Err(RuleProblem::NoState),
+        Some(found) if found > MAX_STATES => return Err(RuleProblem::TooManyStates { found, most: MAX_STATES }),
+        _ => {}
     }
     let bound = rule_family(rule);
     for cidr in [saddr, daddr].into_iter().flatten() {
@@ -201,10 +277,7 @@ fn check_rule(chain: &Chain, rule: &Rule, links: &Links) -> Result<(), RuleProbl
         }
         _ => {}
     }
-    match where_allowed(chain, &rule.action) {
-        Ok(()) => Ok(()),
-        Err(expected) => Err(RuleProblem::ActionNotHere { action: rule.action.name(), expected }),
-    }
+    Ok(())
 }
 
 fn check_target(action: &'static str, target: &NatTarget, bound: Option<Family>) -> Result<(), RuleProblem> {
@@ -225,12 +298,13 @@ fn check_target(action: &'static str, target: &NatTarget, bound: Option<Family>)
     Ok(())
 }
 
-/// Whether a chain can take an action; else where it can be taken.
-fn where_allowed(chain: &Chain, action: &Action) -> Result<(), &'static str> {
+/// Whether a base chain can take an action; else where it can be taken.
+fn where_allowed(chain: &BaseChain, action: &Action) -> Result<(), &'static str> {
     let nat = chain.kind == ChainKind::Nat;
     let before_track = chain.priority < priority::TRACK || (chain.priority == priority::TRACK && !chain.before_confirm);
     let (allowed, expected) = match action {
         Action::Accept | Action::Drop | Action::CtMark(_) | Action::Log { .. } => (true, ""),
+        Action::Jump(_) | Action::Goto(_) | Action::Return => (true, ""),
         Action::Snat(_) => {
             (nat && matches!(chain.hook, Hook::Postrouting | Hook::Input), "a nat chain at postrouting or input")
         }
@@ -263,97 +337,10 @@ const MAX_CHAINS: usize = 256;
 const MAX_RULES: usize = 65_536;
 /// Longest name of a chain, in bytes.
 const MAX_NAME: usize = 64;
+/// Most states of a match: each of them once.
+const MAX_STATES: usize = 5;
 /// Longest text of a log rule, in bytes: as long as the kernel's.
 const MAX_PREFIX: usize = 127;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::link::LinkConfig;
-
-    fn verdict(text: &str) -> String {
-        let link = |name: &str| LinkConfig { name: name.into(), mtu: 1500, addrs: Vec::new() };
-        let set = Ruleset::from_json(text).unwrap_or_else(|error| panic!("{text}: {error}"));
-        validate(&set, &Links::new(vec![link("in"), link("out")]))
-            .map_or_else(|error| error.to_string(), |()| "ok".into())
-    }
-
-    #[test]
-    fn an_action_stands_only_where_its_hook_and_chain_can_take_it() {
-        for (chain, action, fits) in [
-            ("srcnat", r#"{"snat":"203.0.113.1"}"#, true),
-            ("srcnat_input", r#"{"snat":"203.0.113.1"}"#, true),
-            ("dstnat", r#"{"snat":"203.0.113.1"}"#, false),
-            ("forward", r#"{"snat":"203.0.113.1"}"#, false),
-            ("srcnat", r#""masquerade""#, true),
-            ("srcnat_input", r#""masquerade""#, false),
-            ("dstnat", r#"{"dnat":"10.0.0.5:80"}"#, true),
-            ("dstnat_output", r#"{"redirect":80}"#, true),
-            ("srcnat", r#"{"redirect":80}"#, false),
-            ("raw_prerouting", r#""notrack""#, true),
-            ("mangle_prerouting", r#""notrack""#, false),
-            ("forward", r#"{"zone":1}"#, false),
-            ("forward", r#""reject""#, true),
-            ("raw_prerouting", r#""reject-tcp""#, true),
-            ("mangle_postrouting", r#""reject""#, false),
-            ("forward", r#"{"ctmark":1}"#, true),
-        ] {
-            let found = verdict(&format!(r#"[{{"chain":"{chain}","action":{action}}}]"#));
-            let place = format!("chain `{chain}`, rule 0: ");
-            assert_eq!(found == "ok", fits, "{chain} {action}: {found}");
-            assert!(fits || found.starts_with(&place), "{found}");
-        }
-    }
-
-    #[test]
-    fn every_other_fault_is_named_with_its_place() {
-        for (text, expected) in [
-            (
-                r#"[{"chain":"forward","action":"accept"},{"chain":"forward","match":{"iif":"wan"},"action":"drop"}]"#,
-                "chain `forward`, rule 1: no link is named `wan`",
-            ),
-            (
-                r#"[{"chain":"srcnat","match":{"saddr":"fd00::/8"},"action":{"snat":"203.0.113.1"}}]"#,
-                "chain `srcnat`, rule 0: 203.0.113.1 is of another IP version than the rest of the rule",
-            ),
-            (
-                r#"[{"chain":"srcnat","match":{"family":"ipv6"},"action":{"snat":"203.0.113.1"}}]"#,
-                "chain `srcnat`, rule 0: 203.0.113.1 is of another IP version than the rest of the rule",
-            ),
-            (
-                r#"[{"chain":"forward","match":{"saddr":"10.0.0.1","daddr":"fd00::1"},"action":"drop"}]"#,
-                "chain `forward`, rule 0: fd00::1/128 is of another IP version than the rest of the rule",
-            ),
-            (
-                r#"[{"chain":"srcnat","action":{"snat":"203.0.113.9-203.0.113.1"}}]"#,
-                "chain `srcnat`, rule 0: the range 203.0.113.9 to 203.0.113.1 is empty",
-            ),
-            (
-                r#"[{"chain":"forward","match":{"ctstate":[]},"action":"drop"}]"#,
-                "chain `forward`, rule 0: `ctstate` is empty: expected at least one state",
-            ),
-            (
-                r#"{"chains":[{"name":"n","type":"nat","hook":"forward"}]}"#,
-                "chain `n`: a nat chain cannot stand at forward: expected prerouting, input, output or postrouting",
-            ),
-            (
-                r#"{"chains":[{"name":"a","hook":"forward"},{"name":"a","hook":"input"}]}"#,
-                "chain `a`: the name is taken by an earlier chain",
-            ),
-            (
-                r#"{"chains":[{"name":"","hook":"forward"}]}"#,
-                "chain ``: the name has 0 bytes: expected 1 to 64 printable ones",
-            ),
-        ] {
-            assert_eq!(verdict(text), expected);
-        }
-    }
-
-    #[test]
-    fn a_set_that_is_too_large_is_refused() {
-        let chains: Vec<_> = (0..257).map(|n| format!(r#"{{"name":"c{n}","hook":"forward"}}"#)).collect();
-        assert_eq!(verdict(&format!(r#"{{"chains":[{}]}}"#, chains.join(","))), "257 chains: at most 256");
-        let rules = vec![r#"{"chain":"forward","action":"drop"}"#; 65_537];
-        assert_eq!(verdict(&format!("[{}]", rules.join(","))), "65537 rules: at most 65536 in all chains together");
-    }
-}
+mod tests;
