@@ -1,5 +1,7 @@
 //! The rules of a scenario, and the observer chains that write its trace, as a rule set of the stack.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, bail, ensure};
 use hibernet_netstack::{Rule, Ruleset};
 use serde_json::{Value, json};
@@ -11,9 +13,10 @@ pub(super) fn rule_set(scenario: &Scenario) -> Result<Ruleset> {
     if scenario.nft.is_some() {
         bail!("raw nft text is not supported: say it with rules");
     }
-    let observers: Vec<Value> =
-        OBSERVERS.iter().map(|(name, hook, priority)| observer(name, hook, *priority)).collect();
-    let written = json!({"chains": observers, "rules": scenario.rules, "policy": scenario.policy});
+    let observers = OBSERVERS.iter().map(|(name, hook, priority)| observer(name, hook, *priority));
+    let regular = regular_chains(scenario).into_iter().map(|name| json!({"name": name}));
+    let chains: Vec<Value> = regular.chain(observers).collect();
+    let written = json!({"chains": chains, "rules": scenario.rules, "policy": scenario.policy});
     Ruleset::from_json(&written.to_string()).context("the scenario's rules")
 }
 
@@ -22,6 +25,14 @@ pub(super) fn later_rule(rule: &scenario::Rule) -> Result<Rule> {
     let scenario::Rule { chain, matches, action } = rule;
     ensure!(!chain.starts_with("late_"), "no rules can be added to {chain:?}");
     serde_json::from_value(json!({"match": matches, "action": action})).with_context(|| format!("rule of {chain:?}"))
+}
+
+/// Names of the chains that rules jump to: they have no other declaration.
+fn regular_chains(scenario: &Scenario) -> BTreeSet<&str> {
+    fn target(rule: &scenario::Rule) -> Option<&str> {
+        rule.action.get("jump").or_else(|| rule.action.get("goto"))?.as_str()
+    }
+    scenario.rules.iter().filter_map(target).collect()
 }
 
 fn observer(name: &str, hook: &str, priority: i32) -> Value {
