@@ -61,6 +61,8 @@ drop_reasons! {
     FragmentTimeout = 18, "fragment_timeout";
     /// The memory for unfinished datagrams is used up.
     FragmentMemory = 19, "fragment_memory";
+    /// A fragment whose bytes are all there already.
+    FragmentDuplicate = 20, "fragment_duplicate";
 
     /// The flow table is full (`nf_conntrack_max`).
     TableFull = 32, "table_full";

@@ -16,6 +16,8 @@ pub(crate) enum IcmpError {
     NoRoute,
     /// The time to live or hop limit ran out on the way.
     TimeExceeded,
+    /// The rest of a fragmented datagram did not come in time.
+    Reassembly,
     /// Larger than the next link takes.
     TooBig {
         /// What it takes.
@@ -80,6 +82,7 @@ fn error_v4(bytes: &[u8], parsed: &Parsed, error: IcmpError, source: IpAddr, id:
     let (kind, code, rest) = match error {
         IcmpError::NoRoute => (3, 0, 0),
         IcmpError::TimeExceeded => (11, 0, 0),
+        IcmpError::Reassembly => (11, 1, 0),
         IcmpError::TooBig { mtu } => (3, 4, mtu.min(0xffff)),
         IcmpError::Port => (3, 3, 0),
         IcmpError::Protocol => (3, 2, 0),
@@ -102,6 +105,7 @@ fn error_v6(bytes: &[u8], parsed: &Parsed, error: IcmpError, source: IpAddr) -> 
     let (kind, code, rest) = match error {
         IcmpError::NoRoute => (1, 0, 0),
         IcmpError::TimeExceeded => (3, 0, 0),
+        IcmpError::Reassembly => (3, 1, 0),
         IcmpError::TooBig { mtu } => (2, 0, mtu),
         IcmpError::Port => (1, 4, 0),
         IcmpError::Protocol => (4, 1, next_header_at(bytes, parsed.header_len)),

@@ -4,6 +4,7 @@ use hibernet_conntrack::Conntrack;
 use hibernet_snapshot::image::SectionId;
 use hibernet_snapshot::{FieldClass, FieldSchema, GenerationId, Invalid, Schema, Snapshot};
 
+use crate::fragments::FragmentsSection;
 use crate::link::LinkConfig;
 use crate::local::LocalServices;
 use crate::route::Route;
@@ -16,6 +17,8 @@ pub(crate) const LINKS: SectionId = SectionId::new(*b"LINK");
 pub(crate) const RULES: SectionId = SectionId::new(*b"RULE");
 /// Settings and flows of connection tracking.
 pub(crate) const CONNTRACK: SectionId = SectionId::new(*b"CONN");
+/// Fragments that wait for the rest of their datagrams.
+pub(crate) const FRAGMENTS: SectionId = SectionId::new(*b"FRAG");
 /// Counters.
 pub(crate) const STATS: SectionId = SectionId::new(*b"STAT");
 /// Services of the host itself.
@@ -23,7 +26,7 @@ pub(crate) const LOCAL: SectionId = SectionId::new(*b"LOCL");
 /// Generations.
 pub(crate) const LINEAGE: SectionId = SectionId::new(*b"LINE");
 /// All of them, in the order they are written: rules come before what they guard.
-pub(crate) const SECTIONS: [SectionId; 6] = [LINEAGE, RULES, LINKS, LOCAL, STATS, CONNTRACK];
+pub(crate) const SECTIONS: [SectionId; 7] = [LINEAGE, RULES, LINKS, LOCAL, STATS, CONNTRACK, FRAGMENTS];
 /// Version of every section's layout.
 pub(crate) const SECTION_VERSION: u16 = 1;
 /// Most parents an image names.
@@ -39,6 +42,7 @@ pub(crate) const SCHEMA: Schema = Schema::Struct {
         section("local", LocalServices::SCHEMA),
         section("stats", Stats::SCHEMA),
         section("conntrack", Conntrack::SCHEMA),
+        section("fragments", FragmentsSection::SCHEMA),
         FieldSchema { name: "ip_ids", class: FieldClass::Redrawn },
         FieldSchema { name: "local_sockets", class: FieldClass::Redrawn },
         FieldSchema { name: "route_table", class: FieldClass::Rebuilt },

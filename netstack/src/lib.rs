@@ -78,6 +78,7 @@
 mod cidr;
 mod drop_reason;
 mod event;
+mod fragments;
 mod hook;
 mod icmp;
 mod image;
@@ -101,6 +102,7 @@ mod test_stack;
 pub use crate::cidr::{Cidr, CidrError};
 pub use crate::drop_reason::DropReason;
 pub use crate::event::{DropEvent, LogEvent, StackEvent};
+pub use crate::fragments::FragmentLimits;
 pub use crate::hook::{Hook, HookRow, HookRowKind, priority};
 pub use crate::link::{LinkConfig, LinkId};
 pub use crate::local::{LocalError, LocalServices, TcpHandle, TcpListener, UdpHandle};

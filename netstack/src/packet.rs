@@ -5,6 +5,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use hibernet_conntrack::{Attachment, Parsed, Zone, parse, proto};
 
 use crate::drop_reason::DropReason;
+use crate::fragments::Cuts;
 use crate::link::LinkId;
 use crate::reject::RejectWith;
 use crate::rules::Subject;
@@ -23,16 +24,8 @@ pub struct Packet {
     pub(crate) iif: Option<LinkId>,
     pub(crate) oif: Option<LinkId>,
     pub(crate) local: bool,
-    pub(crate) reassembled: Option<Reassembled>,
-}
-
-/// What stays known of the fragments a datagram came in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Reassembled {
-    /// Length of the largest, from the IP header on.
-    pub(crate) largest: usize,
-    /// Whether that one had don't-fragment set.
-    pub(crate) dont_fragment: bool,
+    /// How it came, if reassembly has put it together.
+    pub(crate) reassembled: Option<Cuts>,
 }
 
 /// What a chain or station says of a packet.
@@ -82,7 +75,7 @@ impl Packet {
             iif: *iif,
             oif: *oif,
             local: *local,
-            reassembled: *reassembled,
+            reassembled: reassembled.clone(),
         }
     }
 
@@ -130,11 +123,10 @@ impl Packet {
     }
 
     /// Takes over a datagram put together from fragments.
-    #[expect(dead_code, reason = "for the defrag station: used as soon as reassembly is wired in")]
-    pub(crate) fn replace(&mut self, bytes: Vec<u8>, reassembled: Reassembled) -> Result<(), DropReason> {
+    pub(crate) fn replace(&mut self, bytes: Vec<u8>, cuts: Option<Cuts>) -> Result<(), DropReason> {
         self.parsed = parse(&bytes).map_err(DropReason::from)?;
         self.bytes = bytes;
-        self.reassembled = Some(reassembled);
+        self.reassembled = cuts;
         Ok(())
     }
 

@@ -17,9 +17,10 @@ use thiserror::Error;
 
 use self::reset::LocalStream;
 use crate::event::EventQueue;
+use crate::fragments::{Defragmenter, FragmentsSection};
 use crate::image::{
-    CONNTRACK, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, RULES, RulesSection, SCHEMA, SECTION_VERSION,
-    SECTIONS, STATS,
+    CONNTRACK, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, RULES, RulesSection, SCHEMA,
+    SECTION_VERSION, SECTIONS, STATS,
 };
 use crate::link::Links;
 use crate::local::{Local, LocalServices};
@@ -39,6 +40,7 @@ pub struct Decoded {
     local: <LocalServices as Snapshot>::Saved,
     stats: <Stats as Snapshot>::Saved,
     conntrack: ConntrackSaved,
+    fragments: <FragmentsSection as Snapshot>::Saved,
 }
 
 /// A state that passed every check. It has no keys, so nothing can be looked up in it.
@@ -52,6 +54,7 @@ pub struct Validated {
     services: LocalServices,
     stats: Stats,
     conntrack: hibernet_conntrack::Validated,
+    fragments: Defragmenter,
     now: Instant,
 }
 
@@ -182,6 +185,7 @@ impl Decoded {
             local: section(&image, LOCAL, limits)?,
             stats: section(&image, STATS, limits)?,
             conntrack: section(&image, CONNTRACK, limits)?,
+            fragments: section(&image, FRAGMENTS, limits)?,
             header,
         })
     }
@@ -193,13 +197,15 @@ impl Decoded {
 
     /// Checks every value against everything the running stack relies on. Remaining times count from `now`.
     pub fn validate(self, entropy: &mut Entropy, now: Instant) -> Result<Validated, RestoreError> {
-        let Self { header, lineage, rules, links, local, stats, conntrack } = self;
+        let Self { header, lineage, rules, links, local, stats, conntrack, fragments } = self;
         let LineageSection { parents } = valid(LINEAGE, LineageSection::restore(lineage, (), entropy))?;
         let LinksSection { links, routes } = valid(LINKS, LinksSection::restore(links, (), entropy))?;
         let links = checked_links(links).map_err(|error| config(LINKS, error))?;
         let routes = RouteTable::new(&links, routes).map_err(|error| config(LINKS, error.into()))?;
         let set = valid(RULES, RulesSection::restore(rules, (), entropy).and_then(RulesSection::into_set))?;
+        let fragments = FragmentsSection::restore(fragments, (), entropy);
         Ok(Validated {
+            fragments: valid(FRAGMENTS, fragments.and_then(|section| section.into_defragmenter(now)))?,
             generation: header.generation,
             parents,
             rules: Rules::load(set, &links).map_err(|error| config(RULES, error.into()))?,
@@ -216,7 +222,7 @@ impl Decoded {
 impl Validated {
     /// Draws every key afresh from `entropy`, which is wiped afterwards, and files every flow under them.
     pub fn rehash(self, mut entropy: Entropy, policy: RestorePolicy) -> Result<Rehashed, RestoreError> {
-        let Self { generation, parents, links, routes, rules, services, stats, conntrack, now } = self;
+        let Self { generation, parents, links, routes, rules, services, stats, conntrack, fragments, now } = self;
         let RestorePolicy { clone: ClonePolicy::Move, time: TimePolicy::Freeze } = policy;
         let records = conntrack.flows();
         let conntrack = conntrack.rehash(&mut entropy)?;
@@ -230,6 +236,7 @@ impl Validated {
             routes,
             rules,
             conntrack,
+            fragments,
             stats,
             events: EventQueue::new(queues.events),
             egress: VecDeque::new(),

@@ -7,8 +7,8 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::image::{
-    CONNTRACK, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, MAX_LINEAGE, RULES, RulesSection, SCHEMA,
-    SECTION_VERSION, STATS,
+    CONNTRACK, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, MAX_LINEAGE, RULES, RulesSection,
+    SCHEMA, SECTION_VERSION, STATS,
 };
 use crate::stack::Stack;
 
@@ -46,6 +46,7 @@ impl Stack {
             routes,
             rules,
             conntrack,
+            fragments,
             local,
             stats,
             lineage,
@@ -68,6 +69,7 @@ impl Stack {
         add(&mut image, LOCAL, &local.services().save())?;
         add(&mut image, STATS, &stats.save())?;
         add(&mut image, CONNTRACK, &conntrack.save())?;
+        add(&mut image, FRAGMENTS, &fragments.section(*told).save())?;
         Ok(image.finish())
     }
 }

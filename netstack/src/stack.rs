@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::drop_reason::DropReason;
 use crate::event::{EventQueue, StackEvent};
+use crate::fragments::{Defragmenter, FragmentLimits};
 use crate::hook::HookRow;
 use crate::link::{LinkConfig, LinkId, Links, MAX_LINKS, sound};
 use crate::local::{Local, LocalServices, ports_are_real};
@@ -31,6 +32,8 @@ pub struct StackConfig {
     pub services: LocalServices,
     /// Bounds of the queues.
     pub queues: QueueLimits,
+    /// Bounds of IPv4's reassembly; those of IPv6's are with connection tracking's settings.
+    pub fragments: FragmentLimits,
 }
 
 /// Bounds of what waits for the embedder.
@@ -83,6 +86,9 @@ pub enum ConfigError {
     /// A service cannot be.
     #[error("services: {0}")]
     Services(Invalid),
+    /// Reassembly cannot have these bounds.
+    #[error("fragments: {0}")]
+    Fragments(Invalid),
     /// Connection tracking cannot be of that size.
     #[error("connection tracking: {0}")]
     Conntrack(#[from] hibernet_conntrack::ConfigError),
@@ -106,6 +112,7 @@ pub struct Stack {
     pub(crate) routes: RouteTable,
     pub(crate) rules: Rules,
     pub(crate) conntrack: Conntrack,
+    pub(crate) fragments: Defragmenter,
     pub(crate) local: Local,
     pub(crate) stats: Stats,
     pub(crate) events: EventQueue,
@@ -131,7 +138,8 @@ pub(crate) enum Work {
 impl Stack {
     /// A stack without flows. All its keys are drawn from `entropy`, which is wiped afterwards.
     pub fn new(config: StackConfig, mut entropy: Entropy, now: Instant) -> Result<Self, ConfigError> {
-        let StackConfig { links, routes, rules, conntrack, services, queues } = config;
+        let StackConfig { links, routes, rules, conntrack, services, queues, fragments } = config;
+        fragments.check().map_err(ConfigError::Fragments)?;
         ports_are_real(&services).map_err(ConfigError::Services)?;
         let links = checked_links(links)?;
         let routes = RouteTable::new(&links, routes)?;
@@ -143,6 +151,7 @@ impl Stack {
             routes,
             rules,
             conntrack,
+            fragments: Defragmenter::new(fragments),
             stats: Stats::default(),
             events: EventQueue::new(queues.events),
             egress: VecDeque::new(),
@@ -198,6 +207,7 @@ impl Stack {
     /// Takes a datagram from a link all the way: what comes of it is in [`Stack::egress`] and [`Stack::next_event`].
     pub fn ingress(&mut self, link: LinkId, datagram: Vec<u8>, now: Instant) {
         self.tell(now);
+        self.expire_fragments(now);
         count(&mut self.stats.received);
         self.accept_from_link(link, datagram, now);
         self.settle(now);
@@ -208,13 +218,14 @@ impl Stack {
         self.tell(now);
         self.conntrack.expire(now, EXPIRY_BUDGET);
         self.collect_conntrack_events();
+        self.expire_fragments(now);
         self.local.poll(now);
         self.settle(now);
     }
 
     /// When [`Stack::poll`] is due next; `None` when nothing waits.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let deadlines = [self.conntrack.next_expiry(), self.local.next_deadline()];
+        let deadlines = [self.conntrack.next_expiry(), self.fragments.next_deadline(), self.local.next_deadline()];
         deadlines.into_iter().flatten().min().map(|deadline| deadline.max(now))
     }
 

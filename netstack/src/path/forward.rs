@@ -38,8 +38,8 @@ impl Stack {
 /// Whether a packet is larger than a link takes and may not be cut.
 ///
 /// One that came in fragments leaves in fragments of those sizes, so the largest of them counts.
-fn exceeds(packet: &Packet, mtu: usize) -> bool {
-    match (packet.reassembled, packet.src()) {
+pub(super) fn exceeds(packet: &Packet, mtu: usize) -> bool {
+    match (&packet.reassembled, packet.src()) {
         (Some(fragments), IpAddr::V4(_)) => fragments.dont_fragment && fragments.largest > mtu,
         (Some(fragments), IpAddr::V6(_)) => fragments.largest > mtu,
         (None, IpAddr::V4(_)) => packet.parsed().dont_fragment && packet.len() > mtu,

@@ -1,9 +1,9 @@
 //! One packet's way: from a link through the hooks to a link or to the local stack.
 
 mod chain;
-mod cut;
 mod deliver;
 mod forward;
+mod fragment;
 mod ingress;
 mod output;
 mod station;
@@ -39,7 +39,7 @@ impl Stack {
         while let Some(step) = self.rules.table().steps(hook).get(at).copied() {
             at = at.saturating_add(1);
             let (verdict, judge) = match step {
-                Step::Defrag => (self.defragment(&mut packet, now), Judge::default()),
+                Step::Defrag => (self.defragment(hook, &mut packet, now), Judge::default()),
                 Step::Track => (self.track(hook, &mut packet, now), Judge::default()),
                 Step::Nat(manip) => self.translate(hook, manip, &mut packet),
                 Step::Confirm => (self.confirm(&mut packet, now), Judge::default()),

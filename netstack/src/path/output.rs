@@ -3,8 +3,9 @@
 use hibernet_snapshot::Instant;
 
 use super::Ended;
-use super::cut::cut;
+use super::forward::exceeds;
 use crate::drop_reason::DropReason;
+use crate::fragments::{Refragmented, refragment};
 use crate::hook::Hook;
 use crate::link::LinkId;
 use crate::packet::Packet;
@@ -15,6 +16,7 @@ impl Stack {
     /// Sends a datagram as a local raw sender would. What the kernel would report to it is in the error.
     pub fn local_output(&mut self, datagram: Vec<u8>, now: Instant) -> Result<(), LocalSendError> {
         self.tell(now);
+        self.expire_fragments(now);
         let outcome = self.originate(datagram, now);
         self.settle(now);
         outcome
@@ -70,24 +72,27 @@ impl Stack {
             return Ok(());
         }
         let limit = self.links.mtu(link);
-        if packet.len() <= limit {
-            return self.queue_egress(link, packet);
+        // Those that may not be cut were refused before they were routed on; one that a local sender brings here all the
+        // same is dropped. IPv6 leaves it to the sender to cut, and here is the sender.
+        let forbidden = exceeds(&packet, limit) && !(packet.local && packet.src().is_ipv6());
+        let refragmented = if forbidden {
+            Refragmented::TooBig
+        } else {
+            refragment(packet.bytes(), packet.parsed(), packet.reassembled.as_ref(), limit, || self.next_ip_id())
+        };
+        match refragmented {
+            Refragmented::Whole => self.queue_egress(link, packet),
+            Refragmented::Pieces(pieces) => self.queue_pieces(link, &packet, pieces),
+            Refragmented::TooBig => {
+                self.drop_packet(DropReason::PacketTooBig, &packet);
+                Err(Some(DropReason::PacketTooBig))
+            }
         }
-        self.queue_in_pieces(link, packet, limit)
     }
 
-    /// For a packet that is larger than its link takes. Those that may not be cut were refused before they were routed on;
-    /// one that a translation or a local sender brings here all the same is dropped.
-    fn queue_in_pieces(&mut self, link: LinkId, packet: Packet, limit: usize) -> Result<(), Ended> {
-        let may = !packet.parsed().dont_fragment || packet.local && packet.src().is_ipv6();
-        let id = self.next_ip_id();
-        let pieces = if may { cut(packet.bytes(), packet.parsed(), limit, id) } else { None };
-        let Some(pieces) = pieces else {
-            self.drop_packet(DropReason::PacketTooBig, &packet);
-            return Err(Some(DropReason::PacketTooBig));
-        };
+    fn queue_pieces(&mut self, link: LinkId, packet: &Packet, pieces: Vec<Vec<u8>>) -> Result<(), Ended> {
         if self.egress.len().saturating_add(pieces.len()) > self.queues.egress {
-            self.drop_packet(DropReason::EgressFull, &packet);
+            self.drop_packet(DropReason::EgressFull, packet);
             return Err(Some(DropReason::EgressFull));
         }
         for datagram in pieces {

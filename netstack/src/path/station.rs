@@ -118,10 +118,4 @@ impl Stack {
         let fits = |cidr: &&crate::Cidr| cidr.addr().is_ipv4() == dst.is_ipv4();
         addrs.iter().filter(fits).find(|cidr| cidr.contains(dst)).or_else(|| addrs.iter().find(fits)).map(|c| c.addr())
     }
-
-    /// Where reassembly stands. Until it is wired in, fragments go on as they came: the first is tracked, later ones are
-    /// INVALID, as they are to a kernel without defragmentation.
-    pub(super) fn defragment(&mut self, _packet: &mut Packet, _now: Instant) -> Verdict {
-        Verdict::Accept
-    }
 }
