@@ -104,7 +104,6 @@ fn a_new_flow_is_nowhere_but_in_its_packet_until_confirm() {
     assert!(attachment.is_unconfirmed() && conntrack.is_empty());
     let again = track(&mut conntrack, &packet).unwrap();
     assert!(again.is_unconfirmed(), "another packet does not see it");
-    drop(again);
     conntrack.confirm(&mut attachment, START).unwrap();
     assert_eq!((conntrack.len(), attachment.is_unconfirmed()), (1, false));
     assert_eq!(conntrack.next_event().map(|event| event.kind), Some(EventKind::New));
@@ -420,7 +419,7 @@ pub(crate) fn packets() -> impl Strategy<Value = Vec<(Vec<u8>, u16)>> {
                     let flags = [SYN, SYN | ACK, ACK, ACK | 1, 4, ACK | 8][usize::from(noise[0] % 6)];
                     tcp(&src, sport, &dst, dport, flags, 1000 + step, 1000 + step)
                 }
-                _ => datagram(47, &src, &dst, &noise),
+                _ => datagram(47, &src, &dst, &[noise.as_slice(), &[0; 6]].concat()),
             }
         },
     );
