@@ -127,12 +127,13 @@ fn fill(message: &mut [u8], kind: u8, code: u8, rest: u32, quote: &[u8]) -> Opti
     Some(())
 }
 
-/// Whether the packet is itself an error, or of an ICMP type nobody knows: none is sent about either.
+/// Whether the packet is itself an error, or ICMP that is neither query nor answer: no error is sent about either. In
+/// ICMPv6 all that is no error may have one, a redirect, too: there the kernel looks at the informational bit alone.
 fn is_error(bytes: &[u8], parsed: &Parsed) -> bool {
     let kind = parsed.l4(bytes).first().copied();
     match parsed.proto {
-        proto::ICMP => kind.is_none_or(|kind| matches!(kind, 3 | 4 | 5 | 11 | 12) || kind > 18),
-        proto::ICMPV6 => kind.is_none_or(|kind| kind < 128 || kind == 137),
+        proto::ICMP => kind.is_none_or(|kind| !matches!(kind, 0 | 8 | 13..=18)),
+        proto::ICMPV6 => kind.is_none_or(|kind| kind < 128),
         _ => false,
     }
 }
@@ -216,6 +217,11 @@ mod tests {
         assert!(!may(&udp("10.0.0.2:1", "224.0.0.1:25", b"x")));
         assert!(!may(&udp("10.0.0.2:1", "255.255.255.255:25", b"x")));
         assert!(!may(&udp("0.0.0.0:1", "198.51.100.10:25", b"x")));
+        for (kind, answered) in [(10, false), (13, true), (19, false)] {
+            let mut message = icmp_echo("10.0.0.2", "10.0.0.1", 1, 1);
+            message[20] = kind;
+            assert_eq!(may(&message), answered, "ICMP type {kind}");
+        }
         let mut fragment = datagram;
         fragment[7] = 1;
         crate::test_packets::fill_header_checksum(&mut fragment);

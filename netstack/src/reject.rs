@@ -3,7 +3,9 @@
 use core::net::IpAddr;
 
 use hibernet_conntrack::{Parsed, proto};
-use smoltcp::wire::{IpAddress, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, TcpSeqNumber, UdpPacket};
+use smoltcp::wire::{
+    Icmpv4Packet, Icmpv6Packet, IpAddress, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, TcpSeqNumber, UdpPacket,
+};
 
 /// How the sender of a refused packet is told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,13 +84,23 @@ impl Reset {
     }
 }
 
-/// Whether the transport checksum holds, or the protocol has none that is known here.
+/// Whether the transport checksum holds, or the protocol has none that is known here. In IPv6 UDP must have one (RFC 8200,
+/// section 8.1).
 pub(crate) fn transport_checksum_holds(bytes: &[u8], parsed: &Parsed) -> bool {
     let l4 = parsed.l4(bytes);
     let (src, dst) = (parsed.src.into(), parsed.dst.into());
     match parsed.proto {
         proto::TCP => TcpPacket::new_checked(l4).is_ok_and(|segment| segment.verify_checksum(&src, &dst)),
-        proto::UDP => UdpPacket::new_checked(l4).is_ok_and(|datagram| datagram.verify_checksum(&src, &dst)),
+        proto::UDP => UdpPacket::new_checked(l4).is_ok_and(|datagram| {
+            (parsed.src.is_ipv4() || datagram.checksum() != 0) && datagram.verify_checksum(&src, &dst)
+        }),
+        proto::ICMP => Icmpv4Packet::new_checked(l4).is_ok_and(|message| message.verify_checksum()),
+        proto::ICMPV6 => match (parsed.src, parsed.dst) {
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                Icmpv6Packet::new_checked(l4).is_ok_and(|message| message.verify_checksum(&src, &dst))
+            }
+            _ => true,
+        },
         _ => true,
     }
 }

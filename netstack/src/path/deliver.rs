@@ -47,7 +47,11 @@ impl Stack {
                 }
                 _ => self.drop_packet(DropReason::LocalMalformed, &packet),
             },
-            proto::ICMP | proto::ICMPV6 => self.deliver_icmp(packet, group, now),
+            proto::ICMP if packet.dst().is_ipv4() => self.deliver_icmp(packet, group, now),
+            proto::ICMPV6 if packet.dst().is_ipv6() => self.deliver_icmp(packet, group, now),
+            // A kernel takes part in these; as long as there is no group, what it would do shows nowhere.
+            IGMP if packet.dst().is_ipv4() => self.drop_packet(DropReason::NoListener, &packet),
+            PIM => self.drop_packet(DropReason::NoListener, &packet),
             _ if group => self.drop_packet(DropReason::NoListener, &packet),
             _ if !packet.parsed().has_l4 => self.drop_packet(DropReason::LocalMalformed, &packet),
             _ => {
@@ -143,6 +147,10 @@ fn plain(packet: &Packet, dst: IpAddr) -> Vec<u8> {
     bytes
 }
 
+/// Protocol number of group membership (RFC 2236).
+const IGMP: u8 = 2;
+/// Protocol number of multicast routing (RFC 7761).
+const PIM: u8 = 103;
 /// Type of an echo request (RFC 792).
 const ECHO_REQUEST: u8 = 8;
 /// Type of an echo request of ICMPv6 (RFC 4443).

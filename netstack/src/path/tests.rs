@@ -278,6 +278,30 @@ fn a_segment_of_strange_flags_is_reset_where_nobody_listens_and_passed_over_by_a
 }
 
 #[test]
+fn what_is_damaged_or_for_routers_alone_gets_no_answer_of_this_host() {
+    let quiet = |datagram: Vec<u8>, reason: &str| {
+        let mut stack = stack("");
+        let link = stack.link("in").unwrap();
+        stack.ingress(link, datagram, Instant::ZERO);
+        assert_eq!(outcome(&mut stack, Version::V4), [format!("drop {reason}")]);
+    };
+    for version in [Version::V4, Version::V6] {
+        let mut ping = version.datagram("ping client > gateway id=1");
+        *ping.last_mut().unwrap() ^= 1;
+        quiet(ping, "local_malformed");
+    }
+    let mut unchecked = Version::V6.datagram("udp client:1 > gateway:99 len=4");
+    unchecked[46..48].fill(0);
+    quiet(unchecked, "local_malformed");
+    for protocol in [2, 103] {
+        let mut membership = Version::V4.datagram("udp client:1 > gateway:99 len=4");
+        membership[9] = protocol;
+        crate::test_packets::fill_header_checksum(&mut membership);
+        quiet(membership, "no_listener");
+    }
+}
+
+#[test]
 fn a_timestamp_request_is_answered_without_a_time() {
     let mut stack = stack("");
     let link = stack.link("in").unwrap();
