@@ -1,7 +1,10 @@
 //! Errors a user meets: one line that says what failed, and the remedy.
 
 use std::fmt;
+use std::path::Path;
 
+use hibernet_netstack::RestoreError;
+use hibernet_snapshot::image::ImageError;
 use rustix::io::Errno;
 
 /// A failure with its remedy, printed as one line.
@@ -41,6 +44,18 @@ pub(crate) fn errno_fault(what: impl fmt::Display, errno: Errno) -> Fault {
         _ => "see the error number in errno(3)",
     };
     Fault::new(format!("{what}: {errno}"), remedy)
+}
+
+/// An image that was refused: what is wrong with it, and what to do.
+pub(crate) fn image_fault(path: &Path, error: &RestoreError) -> Fault {
+    let remedy = match error {
+        RestoreError::Image(ImageError::TooNew { .. } | ImageError::UnknownSection { .. })
+        | RestoreError::Schema { .. }
+        | RestoreError::SectionVersion { .. } => "restore it with the version of the program that wrote it",
+        RestoreError::Image(ImageError::BadMagic { .. }) => "give a file made by `sandbox-demo save`",
+        _ => "the file is damaged: take another copy, or save again",
+    };
+    Fault::new(format!("the image {}: {error}", path.display()), remedy)
 }
 
 /// Raises the soft limit of open files to `wanted`; each connection of a peer is one.

@@ -17,6 +17,8 @@ use hibernet_netstack::StackConfig;
 use hibernet_snapshot::Entropy;
 use hibernet_snapshot::GenerationId;
 use hibernet_snapshot::Instant;
+use hibernet_snapshot::image::Header;
+use hibernet_snapshot::image::ImageWriter;
 use tempfile::TempDir;
 
 #[test]
@@ -77,18 +79,21 @@ fn a_bad_image_is_refused_in_one_line() {
     let mut flipped = fs::read(&good).expect("the image");
     let middle = flipped.len() / 2;
     flipped[middle] ^= 1;
-    let mut newer = fs::read(&good).expect("the image");
-    newer[8] = 0xff;
-    for (name, bytes) in
-        [("flipped", flipped), ("newer", newer), ("empty", Vec::new()), ("text", b"not an image at all".to_vec())]
-    {
+    let header = Header { schema: 1, writer: "another 9.9.9".to_owned(), generation: GenerationId([0; 16]) };
+    let other = ImageWriter::new(&header).finish();
+    for (name, bytes, remedy) in [
+        ("flipped", flipped, "take another copy"),
+        ("other", other, "the version of the program that wrote it"),
+        ("empty", Vec::new(), "take another copy"),
+        ("text", b"not an image at all".to_vec(), "sandbox-demo save"),
+    ] {
         let path = dir.path().join(name);
         fs::write(&path, bytes).expect("a bad image");
         let path = path.to_str().expect("a plain path");
         let control = dir.path().join("control");
         let control = control.to_str().expect("a plain path");
-        one_line_failure(&run(&["inspect", path]), &[path]);
-        one_line_failure(&run(&["restore", path, "--link", "lo", "--control", control]), &[path]);
+        one_line_failure(&run(&["inspect", path]), &[path, remedy]);
+        one_line_failure(&run(&["restore", path, "--link", "lo", "--control", control]), &[path, remedy]);
         assert!(!Path::new(control).exists(), "a refused restore leaves nothing behind");
     }
     one_line_failure(&run(&["inspect", "/no/such/image"]), &["/no/such/image", "sandbox-demo save"]);

@@ -23,20 +23,19 @@ use hibernet_snapshot::image::Limits;
 use serde::Serialize;
 
 use super::print;
+use crate::fault::image_fault;
 use crate::gateway::read_image;
 
 /// Prints an image's header, sections and counts.
 pub(crate) fn inspect(path: &Path, json: bool) -> anyhow::Result<()> {
-    let bytes = read_image(path)?;
-    let inspected = Inspected::of(&bytes).with_context(|| format!("the image {}", path.display()))?;
+    let inspected = Inspected::of(path)?;
     print(json, &inspected, || inspected.text())
 }
 
 /// Prints what changed between two images.
 pub(crate) fn diff(before: &Path, after: &Path, json: bool) -> anyhow::Result<()> {
     let tree = |path: &Path| -> anyhow::Result<diff::Value> {
-        let content =
-            Content::of(&reopen(&read_image(path)?).with_context(|| format!("the image {}", path.display()))?);
+        let content = Content::of(&reopen(path, &read_image(path)?)?);
         diff::value(&content).context("describing an image")
     };
     let changes: Vec<String> = diff::compare(&tree(before)?, &tree(after)?).iter().map(ToString::to_string).collect();
@@ -104,15 +103,16 @@ struct FlowContent {
 }
 
 impl Inspected {
-    fn of(bytes: &[u8]) -> anyhow::Result<Self> {
-        let image = Image::parse(bytes, &Limits::default())?;
+    fn of(path: &Path) -> anyhow::Result<Self> {
+        let bytes = read_image(path)?;
+        let stack = reopen(path, &bytes)?;
+        let image = Image::parse(&bytes, &Limits::default())?;
         let sections = image.sections().map(|section| SectionRow {
             id: section.id.to_string(),
             version: section.version,
             required: section.required,
             bytes: section.body.len(),
         });
-        let stack = reopen(bytes)?;
         // The lineage of a stack that was just reopened ends with the image itself.
         let parents = stack.lineage().split_last().map(|(_, parents)| parents).unwrap_or_default();
         Ok(Self {
@@ -196,10 +196,13 @@ impl FlowContent {
 }
 
 /// Restores an image, far from any traffic, to see what it holds. The keys drawn for it protect nothing.
-fn reopen(bytes: &[u8]) -> anyhow::Result<Stack> {
+fn reopen(path: &Path, bytes: &[u8]) -> anyhow::Result<Stack> {
     let mut entropy = Entropy::from_os().context("drawing keys")?;
-    let validated = Decoded::open(bytes, &Limits::default())?.validate(&mut entropy, Instant::ZERO)?;
-    Ok(validated.rehash(entropy, RestorePolicy::default())?.open(Supplied::default()).0)
+    let refused = |error| image_fault(path, &error);
+    let decoded = Decoded::open(bytes, &Limits::default()).map_err(refused)?;
+    let validated = decoded.validate(&mut entropy, Instant::ZERO).map_err(refused)?;
+    let rehashed = validated.rehash(entropy, RestorePolicy::default()).map_err(refused)?;
+    Ok(rehashed.open(Supplied::default()).0)
 }
 
 fn tuple_text(tuple: &Tuple, flow: &FlowRecord) -> String {

@@ -37,6 +37,7 @@ use crate::control::RunState;
 use crate::control::SaveReply;
 use crate::control::StatsReply;
 use crate::control::StatusReply;
+use crate::fault::image_fault;
 use crate::link::Link;
 
 /// A stack at work.
@@ -59,13 +60,16 @@ impl Engine {
     }
 
     /// A stack restored from an image under keys of its own, held.
-    pub(crate) fn restored(image: &[u8]) -> anyhow::Result<Self> {
+    pub(crate) fn restored(path: &Path) -> anyhow::Result<Self> {
         let begun = clock::monotonic();
+        let image = read_image(path)?;
         let mut entropy = Entropy::from_os().context("drawing keys")?;
         let clock = held_clock();
-        let validated = Decoded::open(image, &Limits::default())?.validate(&mut entropy, clock.now())?;
+        let refused = |error| image_fault(path, &error);
+        let decoded = Decoded::open(&image, &Limits::default()).map_err(refused)?;
+        let validated = decoded.validate(&mut entropy, clock.now()).map_err(refused)?;
         let rehash_begun = clock::monotonic();
-        let rehashed = validated.rehash(entropy.fork(), RestorePolicy::default())?;
+        let rehashed = validated.rehash(entropy.fork(), RestorePolicy::default()).map_err(refused)?;
         let rehash = clock::monotonic().saturating_since(rehash_begun);
         let (stack, report) = rehashed.open(Supplied::default());
         let summary = RestoreSummary {

@@ -39,9 +39,7 @@ pub(crate) fn run(start: &Start, links: &[LinkSpec], control: &Path, hold: bool)
     let stopped = stop_on_signals()?;
     let mut engine = match start {
         Start::Fresh(file) => Engine::fresh(&GatewayConfig::read(file)?)?,
-        Start::Restored(file) => {
-            Engine::restored(&read_image(file)?).with_context(|| format!("restoring {}", file.display()))?
-        }
+        Start::Restored(file) => Engine::restored(file)?,
     };
     for spec in links {
         engine.attach(Link::open(spec)?)?;

@@ -29,7 +29,6 @@ use crate::control::Request;
 use crate::control::StatusReply;
 use crate::gateway::Engine;
 use crate::gateway::GatewayConfig;
-use crate::gateway::read_image;
 use crate::link::Link;
 use crate::link::Wire;
 use crate::peers::PeerReport;
@@ -62,7 +61,7 @@ fn carry(dir: &Path, watch: &Watch) -> anyhow::Result<Carried> {
         let canary = ask(&mut engine, Request::Canary { path: image.clone() })?;
         drop(engine);
 
-        engine = Engine::restored(&read_image(&image)?)?;
+        engine = Engine::restored(&image)?;
         memory.attach(&mut engine)?;
         let list_equal = ask::<ListReply>(&mut engine, Request::List)? == listed;
         let status: StatusReply = ask(&mut engine, Request::Status)?;
