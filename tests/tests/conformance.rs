@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Command;
 
 use hibernet_tests::check::{Verdict, differences_by_restores};
 use hibernet_tests::corpus::{answers_of, scenarios};
@@ -70,4 +71,23 @@ fn a_restore_under_new_keys_after_every_step_shows_in_nothing() {
         let verdict = Verdict::of(&path, &scenario, &restored).unwrap();
         assert_eq!(verdict.first_fault(false), None, "{}", scenario.name);
     }
+}
+
+#[test]
+fn the_command_sums_up_and_its_exit_code_tells() {
+    let run = |arguments: &[&str], path: &Path| {
+        let output = Command::new(env!("CARGO_BIN_EXE_conformance")).args(arguments).arg(path).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let passing = scenarios().unwrap().remove(0);
+    let (code, told) = run(&["--check"], &passing);
+    assert_eq!((code, told.lines().last()), (Some(0), Some("1 passed, 0 failed")));
+    assert_eq!(run(&["--json"], &passing).0, Some(2), "--json says how to print what --check finds");
+
+    let folder = tempfile::tempdir().unwrap();
+    let other = folder.path().join("other.json");
+    std::fs::copy(&passing, &other).unwrap();
+    assert_eq!(run(&[], &other).0, Some(0), "no answers are needed to play");
+    let (code, told) = run(&["--check"], &other);
+    assert_eq!((code, told.lines().last()), (Some(1), Some("0 passed, 1 failed")), "there is nothing to compare with");
 }
