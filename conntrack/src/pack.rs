@@ -82,10 +82,9 @@ pub(crate) fn read(input: &mut Reader<'_>, now: Instant) -> Result<FlowRecord, I
     }
     let v6 = kind & KIND_V6 != 0;
     let orig = read_ends(input, v6, proto)?;
-    let inverse = orig
-        .inverted()
-        .filter(|_| orig.may_open())
-        .ok_or_else(|| Invalid::new("original", format!("ICMP type {}", orig.icmp_type()), "a query type of its family"))?;
+    let inverse = orig.inverted().filter(|_| orig.may_open()).ok_or_else(|| {
+        Invalid::new("original", format!("ICMP type {}", orig.icmp_type()), "a query type of its family")
+    })?;
     let reply = if kind & KIND_REPLY == 0 { inverse } else { read_ends(input, v6, proto)? };
     if kind & KIND_REPLY != 0 && reply == inverse {
         return Err(Invalid::new("reply", "the inverse of the original", "no reply tuple for a plain flow"));

@@ -198,10 +198,7 @@ impl Core {
         let SctpTrack { state, vtag, last_dir, flags } = *track;
         let [vtag0, vtag1] = vtag;
         self.state = state as u8;
-        self.windows = [
-            Window { end: vtag0, ..Window::default() },
-            Window { end: vtag1, ..Window::default() },
-        ];
+        self.windows = [Window { end: vtag0, ..Window::default() }, Window { end: vtag1, ..Window::default() }];
         self.last_kind = pack_direction(last_dir, flags);
     }
 }
