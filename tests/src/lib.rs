@@ -13,6 +13,8 @@
 //! - [`play`]: a scenario through the stack.
 //! - [`check`]: whether it passed.
 //!
+//! Apart from all that, [`traffic`] sends random traffic through whole stacks, for the tests of save and restore.
+//!
 //! Not here: any way to ask the kernel. That is `oracle/oracle.py`, which recorded the answers.
 
 pub mod check;
@@ -22,4 +24,5 @@ pub mod notation;
 pub mod play;
 pub mod record;
 pub mod scenario;
+pub mod traffic;
 pub mod variables;
