@@ -1,0 +1,71 @@
+//! DESIGN test "P": under other keys everything that can be seen of a stack is the same, to the byte.
+
+use hibernet_conntrack::Totals;
+use hibernet_tests::traffic::{Gateway, Meddling, START, Trace, difference, restored};
+
+fn check(trace: &Trace, keys: u64, meddling: Meddling) {
+    if let Some(difference) = difference(&trace.seen, &trace.replay(keys, meddling)) {
+        panic!("keys of seed {keys}, {meddling:?}: {difference}");
+    }
+}
+
+/// Left alone; with new keys all the time; restored twice; both.
+fn meddling(number: u64, steps: usize) -> Meddling {
+    Meddling {
+        reseed_every: if number.is_multiple_of(2) { 0 } else { 7 },
+        restore_every: if number % 4 < 2 { 0 } else { steps / 3 },
+    }
+}
+
+#[test]
+fn under_256_pairs_of_keys_a_busy_gateway_shows_the_same() {
+    let trace = Trace::of(&Gateway::with_room_for(24), 1, 7, 400);
+    assert!(totals_after(&trace).early_drop > 0, "the table is full");
+    for number in 0..256 {
+        check(&trace, 1000 + number, meddling(number, trace.steps.len()));
+    }
+}
+
+#[test]
+fn the_same_goes_for_a_table_that_is_four_fifths_full_and_for_a_full_one() {
+    for (flows, fresh) in [(819, false), (1024, false), (1024, true)] {
+        let trace = Trace::filled(&Gateway::with_room_for(1024), 1, flows, fresh);
+        for number in 0..4 {
+            check(&trace, 2000 + number, meddling(number, trace.steps.len()));
+        }
+    }
+}
+
+#[test]
+fn flows_that_expire_or_make_room_go_in_the_same_order_whatever_the_keys() {
+    let gateway = Gateway::with_room_for(48);
+    for traffic in 0..4 {
+        let trace = Trace::of(&gateway, 1, traffic, 1500);
+        let totals = totals_after(&trace);
+        assert!(totals.early_drop > 0 && totals.insert > 100, "{totals:?}");
+        check(&trace, 3000 + traffic, meddling(traffic, trace.steps.len()));
+    }
+}
+
+/// The local stack's sequence numbers come from a generator of its own, which is not on the tape: here the wire keys are the
+/// same, and only the table's key is another.
+#[test]
+fn another_table_key_alone_changes_nothing_for_connections_of_the_host_itself() {
+    let gateway = Gateway { tcp_echo: true, ..Gateway::with_room_for(64) };
+    let trace = Trace::of(&gateway, 1, 3, 1500);
+    let (_, last) = trace.seen.lists.last().unwrap();
+    assert!(last.iter().any(|line| line.starts_with("tcp") && line.contains("dport=7 ")));
+    for _ in 0..4 {
+        let mut stack = gateway.open(1);
+        stack.conntrack_mut().reseed();
+        assert_ne!(stack.key_fingerprints(), gateway.open(1).key_fingerprints());
+        let seen = trace.replay_on(stack, 1, Meddling { reseed_every: 11, restore_every: 0 });
+        assert_eq!(difference(&trace.seen, &seen), None);
+    }
+}
+
+fn totals_after(trace: &Trace) -> Totals {
+    let (_, image) = trace.seen.images.last().unwrap();
+    let (stack, _) = restored(image, 1, START).unwrap();
+    stack.conntrack().totals()
+}
