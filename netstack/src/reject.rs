@@ -249,6 +249,7 @@ mod tests {
         };
         bytes[if version == 4 { 9 } else { 6 }] = number;
         bytes.extend(payload);
+        crate::test_packets::fill_header_checksum(&mut bytes);
         bytes
     }
 
