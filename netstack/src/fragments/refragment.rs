@@ -1,6 +1,6 @@
 //! Datagrams into fragments: as they came, or as the link demands.
 
-use hibernet_conntrack::Parsed;
+use hibernet_conntrack::{Parsed, proto};
 use smoltcp::wire::Ipv4Packet;
 
 use super::Cuts;
@@ -21,8 +21,8 @@ pub(crate) enum Refragmented {
 /// it is the caller's to know.
 ///
 /// A datagram that was put together leaves in the fragments it came in, with the first one's header. If one of them would
-/// not fit, for the link is narrower or the first header longer than theirs, all pieces are as long as the link takes, and
-/// as the largest fragment was at most. Linux 6.18 in detail:
+/// not fit, for the link is narrower or the first header longer than theirs, or if the first had less than the transport
+/// header, all pieces are as long as the link takes, and as the largest fragment was at most. Linux 6.18 in detail:
 /// - IPv4: fragments that leave as they came have don't-fragment cleared, others keep it. Options that are not to be
 ///   copied (RFC 791, section 3.1) become no-operations behind the first.
 /// - IPv6: the datagram gets another identification, `id`. It leaves whole if it is no longer than the largest fragment
@@ -53,7 +53,7 @@ pub(crate) fn refragment(
 fn cut_v4(datagram: &[u8], parsed: &Parsed, cuts: Option<&Cuts>, mtu: usize) -> Option<Vec<Vec<u8>>> {
     let (header, payload) = datagram.split_at_checked(parsed.header_len)?;
     let limit = cuts.map_or(mtu, |cuts| cuts.largest.min(mtu));
-    let plan = Plan::new(datagram.len(), header.len(), cuts, limit.checked_sub(header.len())?)?;
+    let plan = Plan::new(datagram.len(), header.len(), as_came(cuts, parsed), limit.checked_sub(header.len())?)?;
     let (base, more_follow) = parsed.fragment.map_or((0, false), |fragment| (fragment.offset, fragment.more));
     let mut header = header.to_vec();
     let mut pieces = Vec::with_capacity(plan.lengths.len());
@@ -92,7 +92,8 @@ fn cut_v6(
     let (at, named_at) = unfragmentable(datagram)?;
     let (head, payload) = datagram.split_at_checked(at)?;
     let limit = cuts.map_or(mtu, |cuts| cuts.largest.max(LEAST_MTU).min(mtu));
-    let plan = Plan::new(datagram.len(), at, cuts, limit.checked_sub(at)?.checked_sub(FRAGMENT_HEADER)?)?;
+    let plan =
+        Plan::new(datagram.len(), at, as_came(cuts, parsed), limit.checked_sub(at)?.checked_sub(FRAGMENT_HEADER)?)?;
     let mut head = head.to_vec();
     let next_header = core::mem::replace(head.get_mut(named_at)?, FRAGMENT);
     let id = id().to_be_bytes();
@@ -153,6 +154,18 @@ impl Cuts {
         }
         (start == datagram).then_some(lengths)
     }
+}
+
+/// The cuts, if the first piece has the fixed part of the transport header: a kernel that looks at one which does not joins
+/// it with the next, and so gives the original sizes up.
+fn as_came<'a>(cuts: Option<&'a Cuts>, parsed: &Parsed) -> Option<&'a Cuts> {
+    let header = match parsed.proto {
+        proto::TCP => 20,
+        proto::SCTP => 12,
+        _ => 0,
+    };
+    let header_end = parsed.header_len.saturating_add(header);
+    cuts.filter(|cuts| cuts.ends.first().is_some_and(|end| *end >= header_end))
 }
 
 /// Makes the options that are not to be copied into later fragments no-operations.

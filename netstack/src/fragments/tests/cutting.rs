@@ -451,6 +451,27 @@ fn the_fragment_header_goes_in_front_of_destination_options_behind_a_routing_hea
 }
 
 #[test]
+fn a_transport_header_in_two_fragments_gives_the_sizes_up() {
+    for (src, dst) in [("10.0.0.2:1", "198.51.100.10:80"), ("[fd00:10::2]:1", "[2001:db8:1::10]:80")] {
+        let whole = tcp(src, dst, "S", 1, 0, &[7; 2980]);
+        let header = whole.len() - 3000;
+        let lengths = |places: &[(usize, usize)]| {
+            let queue = places.iter().map(|&(offset, len)| offset + len + header).collect();
+            let largest = 1400 + whole.len() - 3000 + if header == 40 { 8 } else { 0 };
+            let cuts = Cuts { largest, dont_fragment: false, ends: queue };
+            match refragment(&whole, &parse(&whole).unwrap(), Some(&cuts), 1500, || 0) {
+                Refragmented::Pieces(pieces) => {
+                    pieces.iter().map(|piece| piece.len() + 1400 - largest).collect::<Vec<_>>()
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(lengths(&[(0, 24), (24, 1400), (1424, 1400), (2824, 176)]), [24, 1400, 1400, 176]);
+        assert_eq!(lengths(&[(0, 16), (16, 1400), (1416, 1400), (2816, 184)]), [1400, 1400, 200]);
+    }
+}
+
+#[test]
 fn what_cannot_be_cut_is_too_big() {
     let whole = datagram(Version::V4, 1400);
     let cut = |bytes: &[u8], mtu| refragment(bytes, &parse(bytes).unwrap(), None, mtu, || 0);
