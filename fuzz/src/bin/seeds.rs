@@ -9,11 +9,13 @@ use hibernet_fuzz::{GENERATION, RULES, feed, framed, stack};
 use hibernet_netstack::Ruleset;
 
 fn main() -> Result<(), Error> {
-    let scenarios = "../tests/scenarios/kernel";
-    for entry in fs::read_dir(scenarios)? {
+    let kernel = fs::read_dir("../tests/scenarios/kernel")?.map(|entry| (entry, ""));
+    // Of ours those that end with fragments that wait, so that they are in an image.
+    let own = fs::read_dir("../tests/scenarios/own")?.map(|entry| (entry, "frag"));
+    for (entry, prefix) in kernel.chain(own) {
         let path = entry?.path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let Some(name) = name.strip_suffix(".expected.jsonl") else { continue };
+        let Some(name) = name.strip_suffix(".expected.jsonl").filter(|name| name.starts_with(prefix)) else { continue };
         let mut input = Vec::new();
         for line in fs::read_to_string(&path)?.lines().take(24) {
             for (out, frame) in injected(line) {
