@@ -2,17 +2,20 @@
 
 mod bind;
 mod follow;
+mod limits;
 mod restore;
 mod shard;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use hibernet_snapshot::{Entropy, Instant, Redraw, Snapshot};
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub(crate) use self::bind::{decide, is_undecided, null_range, translate};
 pub(crate) use self::follow::{Subject, not_opening, subject, unrelated};
+pub use self::limits::EarlyDrop;
+use self::limits::{HalfOpen, half_open_flows};
+pub(crate) use self::limits::{half_open_allows, neighbour};
 pub use self::restore::{NotRestored, Validated};
 use self::restore::{no_events, source_mappings};
 pub(crate) use self::shard::Settings;
@@ -36,24 +39,15 @@ pub struct Config {
     pub capacity: u32,
     /// What happens to a new flow when the table is full.
     pub early_drop: EarlyDrop,
+    /// TCP flows that one source address may have which are not ESTABLISHED yet; 0 sets no limit. Linux has none.
+    pub half_open_limit: u32,
 }
 
 impl Default for Config {
     fn default() -> Self {
         let sysctls = Sysctls::default();
-        Self { capacity: sysctls.max, sysctls, early_drop: EarlyDrop::Lru }
+        Self { capacity: sysctls.max, sysctls, early_drop: EarlyDrop::Lru, half_open_limit: 0 }
     }
-}
-
-/// Whom a full table lets go for a new flow.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, Snapshot)]
-#[non_exhaustive]
-pub enum EarlyDrop {
-    /// Nobody: the new flow's packet is dropped.
-    Off,
-    /// The oldest flow that is not ASSURED. Linux looks at eight hash buckets only, which with its default size finds nobody.
-    #[default]
-    Lru,
 }
 
 /// Why a packet is to be dropped.
@@ -63,6 +57,9 @@ pub enum Refusal {
     /// The packet would open a flow, and the table is full.
     #[error("the connection table is full")]
     TableFull,
+    /// The packet would open a connection, and its source has left as many half open as it may.
+    #[error("too many half-open connections of one source")]
+    HalfOpenLimit,
     /// The flow's tuples were taken between `track` and `confirm`.
     #[error("another flow has the same tuple")]
     Clash,
@@ -129,6 +126,8 @@ pub struct Conntrack {
     #[snapshot(saved)]
     early_drop: EarlyDrop,
     #[snapshot(saved)]
+    half_open_limit: u32,
+    #[snapshot(saved)]
     totals: Totals,
     #[snapshot(saved, nested)]
     table: Table,
@@ -136,6 +135,8 @@ pub struct Conntrack {
     ports: WireChoices,
     #[snapshot(rebuilt = source_mappings)]
     sources: Sources,
+    #[snapshot(rebuilt = half_open_flows)]
+    half_open: HalfOpen,
     #[snapshot(rebuilt = no_events)]
     events: EventQueue,
 }
@@ -143,15 +144,17 @@ pub struct Conntrack {
 impl Conntrack {
     /// An empty table.
     pub fn new(config: Config, entropy: &mut Entropy, now: Instant) -> Result<Self, ConfigError> {
-        let Config { sysctls, capacity, early_drop } = config;
+        let Config { sysctls, capacity, early_drop, half_open_limit } = config;
         check_capacity(capacity).map_err(|expected| ConfigError::new("capacity", capacity, expected))?;
         Ok(Self {
             sysctls,
             early_drop,
+            half_open_limit,
             totals: Totals::default(),
             table: Table::new(capacity, entropy, now),
             ports: WireChoices::redraw(entropy),
             sources: Sources::default(),
+            half_open: HalfOpen::new(half_open_limit),
             events: EventQueue::default(),
         })
     }
@@ -172,6 +175,7 @@ impl Conntrack {
             Ok(slot) => {
                 self.totals.insert = self.totals.insert.saturating_add(1);
                 self.sources.insert(self.table.flows(), slot);
+                self.half_open.enter(self.table.flows(), slot);
                 self.report(EventKind::New, slot);
                 self.table.flows().handle(slot)
             }
@@ -291,29 +295,6 @@ impl Conntrack {
         self.ports.watch("NAT ports", scan);
     }
 
-    /// Whether the table takes another flow, after making room if the policy has a way to.
-    fn make_room(&mut self) -> Result<(), Refusal> {
-        if self.len() < self.sysctls.limit(self.capacity()) {
-            return Ok(());
-        }
-        let victim = match self.early_drop {
-            EarlyDrop::Off => None,
-            EarlyDrop::Lru => self.table.flows().oldest_unassured(),
-        };
-        self.drop_early(victim)
-    }
-
-    /// Lets a flow go for a new one.
-    fn drop_early(&mut self, victim: Option<Slot>) -> Result<(), Refusal> {
-        let Some(victim) = victim else {
-            self.totals.drop = self.totals.drop.saturating_add(1);
-            return Err(Refusal::TableFull);
-        };
-        self.totals.early_drop = self.totals.early_drop.saturating_add(1);
-        self.destroy(victim);
-        Ok(())
-    }
-
     /// The tuples of a new flow are taken. Two first packets of one datagram flow may have been under way at once: the
     /// second then joins the flow of the first. Anything else is refused.
     fn resolve_clash(&mut self, flow: &FlowRecord) -> Result<Handle, Refusal> {
@@ -346,6 +327,7 @@ impl Conntrack {
 
     fn destroy(&mut self, slot: Slot) {
         if let Some(mut flow) = self.table.flows().record(slot) {
+            self.half_open.leave(&flow);
             flow.status |= Status::DYING;
             self.events.push(EventKind::Destroy, flow);
         }

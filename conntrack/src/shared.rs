@@ -75,6 +75,8 @@ pub struct SharedConntrack {
     capacity: u32,
     /// Copy of what the sysctls make of the capacity.
     limit: AtomicU32,
+    /// Class `saved`: half-open flows of one source at most.
+    half_open_limit: u32,
     /// Copy of `nf_conntrack_checksum`.
     checksum: AtomicBool,
     /// Class `saved`, together with the others.
@@ -129,9 +131,9 @@ struct Apart<T>(Mutex<T>);
 impl SharedConntrack {
     /// An empty table.
     pub fn new(config: Config, shards: Shards, entropy: &mut Entropy, now: Instant) -> Result<Self, ConfigError> {
-        let Config { sysctls, capacity, early_drop } = config;
+        let Config { sysctls, capacity, early_drop, half_open_limit } = config;
         check_capacity(capacity).map_err(|expected| ConfigError::new("capacity", capacity, expected))?;
-        let settings = Settings { sysctls, early_drop };
+        let settings = Settings { sysctls, early_drop, half_open_limit };
         Ok(Self::empty(settings, Totals::default(), capacity, shards, Frame::new(now, 0), entropy))
     }
 
@@ -191,6 +193,7 @@ impl SharedConntrack {
         let Shards(count) = shards;
         let placement = Placement::redraw(entropy);
         let room = deal::room(capacity, count);
+        let half_open_limit = settings.half_open_limit;
         let limit = AtomicU32::new(settings.sysctls.limit(capacity));
         let checksum = AtomicBool::new(settings.sysctls.checksum);
         let mut shard = |number, totals| {
@@ -204,6 +207,7 @@ impl SharedConntrack {
             keys: Mutex::new(Entropy::redraw(entropy)),
             capacity,
             limit,
+            half_open_limit,
             checksum,
             first,
             others,

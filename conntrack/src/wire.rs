@@ -29,9 +29,19 @@ enum Tape {
 impl WireChoices {
     /// A number that depends on the key, on `subject`, and on how many were drawn before.
     pub fn draw(&mut self, subject: [u64; 2]) -> u64 {
-        self.draws = self.draws.wrapping_add(1);
-        let drawn = self.keyed(subject, self.draws);
+        let drawn = self.draw_untaped(subject);
         self.taped(drawn)
+    }
+
+    /// A number as [`WireChoices::draw`] gives it that is on no tape: what comes of it is to be put there, if anything is.
+    pub(crate) fn draw_untaped(&mut self, subject: [u64; 2]) -> u64 {
+        self.draws = self.draws.wrapping_add(1);
+        self.keyed(subject, self.draws)
+    }
+
+    /// Whether choices are recorded or played back.
+    pub(crate) const fn is_taped(&self) -> bool {
+        !matches!(self.tape, Tape::Off)
     }
 
     /// A number for the wire that depends on the key and on `subject` alone: equal questions get equal answers.
@@ -73,7 +83,8 @@ impl WireChoices {
         siphash::<2, 4, 4>(self.key.expose(), &[first, second, number, LENGTH])
     }
 
-    fn taped(&mut self, chosen: u64) -> u64 {
+    /// Puts a choice on the tape; comes back with the one that stands there, where one is played back.
+    pub(crate) fn taped(&mut self, chosen: u64) -> u64 {
         match &mut self.tape {
             Tape::Off => chosen,
             Tape::Recording(tape) => {

@@ -76,6 +76,8 @@ drop_reasons! {
     TrackRefused = 36, "track_refused";
     /// The link a masquerade would take its address from has none of that family.
     NatNoAddress = 37, "nat_no_address";
+    /// The source has as many half-open TCP connections as it may have.
+    HalfOpenLimit = 38, "half_open_limit";
 
     /// A rule said drop.
     Rule = 48, "rule";
@@ -147,6 +149,7 @@ impl From<Refusal> for DropReason {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::TableFull => Self::TableFull,
+            Refusal::HalfOpenLimit => Self::HalfOpenLimit,
             Refusal::Clash => Self::ConfirmClash,
             Refusal::NatExhausted => Self::NatNoPort,
             Refusal::Untranslatable => Self::NatUntranslatable,

@@ -4,6 +4,7 @@ use core::net::IpAddr;
 
 use hibernet_snapshot::Instant;
 
+use super::limits::is_half_open;
 use super::{Conntrack, Refusal};
 use crate::attachment::{Attached, Attachment, Binding};
 use crate::event::EventKind;
@@ -76,9 +77,12 @@ impl Conntrack {
         let Some(slot) = attachment.handle().and_then(|handle| flows.slot(handle)) else { return };
         let Some(core) = flows.core_mut(slot) else { return };
         let ProtocolState::Tcp(mut track) = core.protocol(clock, now) else { return };
+        let was_half_open = is_half_open(&ProtocolState::Tcp(track));
         let before = core::mem::replace(&mut track.state, TcpState::Close);
-        core.set_protocol(&ProtocolState::Tcp(track), clock);
+        let closing = ProtocolState::Tcp(track);
+        core.set_protocol(&closing, clock);
         flows.set_timeout(slot, self.sysctls.tcp_timeout_close);
+        self.half_open.follow(self.table.flows(), slot, was_half_open, &closing);
         if before != TcpState::Close {
             self.report(EventKind::Update, slot);
         }

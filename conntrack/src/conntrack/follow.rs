@@ -4,6 +4,7 @@ use core::time::Duration;
 
 use hibernet_snapshot::Instant;
 
+use super::limits::is_half_open;
 use super::{Conntrack, Origin, Refusal};
 use crate::attachment::{Attached, Attachment, Binding};
 use crate::event::EventKind;
@@ -44,6 +45,7 @@ impl Conntrack {
             return Ok(attachment);
         }
         let Some(reply) = tuple.inverted() else { return Ok(self.invalid(not_opening(&tuple))) };
+        self.check_half_open(&packet, &tuple)?;
         self.make_room()?;
         Ok(self.open(&packet, &tuple, &reply, zone, now))
     }
@@ -102,10 +104,12 @@ impl Conntrack {
         let core = self.table.flows().core(slot)?;
         let before = core.status();
         let mut protocol = core.protocol(clock, now);
+        let was_half_open = is_half_open(&protocol);
         let outcome = tracker::update(&mut protocol, packet, direction, before, &self.sysctls, now);
         if let Some(core) = self.table.flows_mut().core_mut(slot) {
             core.set_protocol(&protocol, clock);
         }
+        self.half_open.follow(self.table.flows(), slot, was_half_open, &protocol);
         let state = match direction {
             Direction::Original if !before.contains(Status::SEEN_REPLY) => CtState::New,
             Direction::Original | Direction::Reply => CtState::Established,

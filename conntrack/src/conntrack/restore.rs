@@ -3,6 +3,7 @@
 use hibernet_snapshot::{Entropy, Instant, Invalid, Redraw, Snapshot};
 use thiserror::Error;
 
+use super::limits::half_open_flows;
 use super::{Conntrack, ConntrackParts, ConntrackSaved, EarlyDrop, Settings, Totals};
 use crate::event::EventQueue;
 use crate::nat::Sources;
@@ -23,6 +24,7 @@ pub struct NotRestored(#[from] Invalid);
 pub struct Validated {
     sysctls: Sysctls,
     early_drop: EarlyDrop,
+    half_open_limit: u32,
     totals: Totals,
     table: Unfiled,
 }
@@ -30,10 +32,11 @@ pub struct Validated {
 impl Validated {
     /// Checks what an image held. `now` is what remaining times count from.
     pub fn check(saved: ConntrackSaved, now: Instant, entropy: &mut Entropy) -> Result<Self, NotRestored> {
-        let ConntrackSaved { sysctls, early_drop, totals, table } = saved;
+        let ConntrackSaved { sysctls, early_drop, half_open_limit, totals, table } = saved;
         Ok(Self {
             sysctls: Sysctls::restore(sysctls, (), entropy)?,
             early_drop: EarlyDrop::restore(early_drop, (), entropy)?,
+            half_open_limit: u32::restore(half_open_limit, (), entropy)?,
             totals: Totals::restore(totals, (), entropy)?,
             table: Unfiled::check(table, now, entropy)?,
         })
@@ -56,24 +59,25 @@ impl Validated {
 
     /// What shards are made of: settings, totals so far, and the flows.
     pub(crate) fn into_parts(self) -> (Settings, Totals, Flows) {
-        let Self { sysctls, early_drop, totals, table } = self;
-        (Settings { sysctls, early_drop }, totals, table.into_flows())
+        let Self { sysctls, early_drop, half_open_limit, totals, table } = self;
+        (Settings { sysctls, early_drop, half_open_limit }, totals, table.into_flows())
     }
 
     /// Draws fresh keys and files every tuple under them.
     pub fn rehash(self, entropy: &mut Entropy) -> Result<Conntrack, NotRestored> {
-        let Self { sysctls, early_drop, totals, table } = self;
+        let Self { sysctls, early_drop, half_open_limit, totals, table } = self;
         let table = table.rehash(entropy)?;
         let ports = WireChoices::redraw(entropy);
         let parts = ConntrackParts {
             sysctls: &sysctls,
             early_drop: &early_drop,
+            half_open_limit: &half_open_limit,
             totals: &totals,
             table: &table,
             ports: &ports,
         };
-        let (sources, events) = (source_mappings(&parts)?, no_events(&parts)?);
-        Ok(Conntrack { sysctls, early_drop, totals, table, ports, sources, events })
+        let (sources, half_open, events) = (source_mappings(&parts)?, half_open_flows(&parts)?, no_events(&parts)?);
+        Ok(Conntrack { sysctls, early_drop, half_open_limit, totals, table, ports, sources, half_open, events })
     }
 }
 

@@ -4,6 +4,7 @@ use core::net::IpAddr;
 
 use hibernet_snapshot::{Entropy, Instant, Redraw, Snapshot};
 
+use super::limits::HalfOpen;
 use super::{Conntrack, ConntrackSaved, EarlyDrop, Refusal, Totals};
 use crate::attachment::{Attached, Attachment};
 use crate::event::{ConntrackEvent, EventQueue};
@@ -20,6 +21,7 @@ use crate::wire::WireChoices;
 pub(crate) struct Settings {
     pub(crate) sysctls: Sysctls,
     pub(crate) early_drop: EarlyDrop,
+    pub(crate) half_open_limit: u32,
 }
 
 impl Conntrack {
@@ -32,14 +34,16 @@ impl Conntrack {
         part: Part,
         entropy: &mut Entropy,
     ) -> Self {
-        let Settings { sysctls, early_drop } = settings;
+        let Settings { sysctls, early_drop, half_open_limit } = settings;
         Self {
             sysctls,
             early_drop,
+            half_open_limit,
             totals,
             table: Table::part(frame, room, part, entropy),
             ports: WireChoices::redraw(entropy),
             sources: Sources::default(),
+            half_open: HalfOpen::new(half_open_limit),
             events: EventQueue::default(),
         }
     }
@@ -48,12 +52,14 @@ impl Conntrack {
     pub(crate) fn restart_shard(&mut self, frame: Frame, room: u32, part: Part) {
         self.table.restart(frame, room, part);
         self.sources = Sources::default();
+        self.half_open = HalfOpen::new(self.half_open_limit);
     }
 
     /// Takes a flow over from another shard. False if there is no room.
     pub(crate) fn adopt(&mut self, moved: &Moved) -> bool {
         let Some(slot) = self.table.adopt(moved) else { return false };
         self.sources.insert(self.table.flows(), slot);
+        self.half_open.enter(self.table.flows(), slot);
         true
     }
 
@@ -100,12 +106,14 @@ impl Conntrack {
         self.confirmed(attachment, inserted)
     }
 
-    /// The flow that early drop would take here, and its serial number.
-    pub(crate) fn oldest_to_drop(&self) -> Option<(u64, Slot)> {
-        match self.early_drop {
-            EarlyDrop::Off => None,
-            EarlyDrop::Lru => self.table.flows().oldest_unassured_serial(),
-        }
+    /// Whom early drop takes.
+    pub(crate) const fn early_drop(&self) -> EarlyDrop {
+        self.early_drop
+    }
+
+    /// The unassured flow here that is oldest, and its serial number.
+    pub(crate) fn oldest_unassured(&self) -> Option<(u64, Slot)> {
+        self.table.flows().oldest_unassured_serial()
     }
 
     /// Drops a flow of this shard early, or the packet that has no other place to go to.
@@ -157,11 +165,22 @@ impl Conntrack {
 
     /// What shards hold together, as one table would have saved it. They must have been told the same time.
     pub(crate) fn save_shards(first: &Self, others: &[&Self], totals: Totals, capacity: u32) -> ConntrackSaved {
-        let Self { sysctls, early_drop, totals: _, table, ports: _, sources: _, events: _ } = first;
+        let Self {
+            sysctls,
+            early_drop,
+            half_open_limit,
+            totals: _,
+            table,
+            ports: _,
+            sources: _,
+            half_open: _,
+            events: _,
+        } = first;
         let tables: Vec<_> = core::iter::once(table).chain(others.iter().map(|shard| &shard.table)).collect();
         ConntrackSaved {
             sysctls: sysctls.save(),
             early_drop: early_drop.save(),
+            half_open_limit: half_open_limit.save(),
             totals: totals.save(),
             table: Table::save_parts(&tables, capacity),
         }

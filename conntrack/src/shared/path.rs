@@ -1,12 +1,15 @@
 //! The stations `track` and `confirm` of shards.
 
+use core::net::IpAddr;
 use core::sync::atomic::Ordering;
 
 use hibernet_snapshot::Instant;
 
 use super::SharedConntrack;
 use crate::attachment::{Attached, Attachment};
-use crate::conntrack::{Origin, Refusal, Subject, not_opening, subject, unrelated};
+use crate::conntrack::{
+    EarlyDrop, Origin, Refusal, Subject, half_open_allows, neighbour, not_opening, subject, unrelated,
+};
 use crate::headers::Parsed;
 use crate::tracker::Packet;
 use crate::tuple::{Tuple, Zone};
@@ -45,6 +48,7 @@ impl SharedConntrack {
             return Ok(attachment);
         }
         let Some(reply) = tuple.inverted() else { return invalid(not_opening(&tuple)) };
+        half_open_allows(self.half_open_limit, &packet, &tuple, |source| self.half_open_of(source))?;
         self.make_room(&tuple, now)?;
         let mut shard = self.enter(self.home(&tuple));
         shard.advance(now);
@@ -104,13 +108,30 @@ impl SharedConntrack {
         if has_room() {
             return Ok(());
         }
-        let oldest = all.iter().enumerate().filter_map(|(number, shard)| {
-            let (serial, slot) = shard.oldest_to_drop()?;
-            Some((serial, number, slot))
-        });
-        match oldest.min() {
-            Some((_, number, slot)) => all.at(number).make_way(Some(slot)),
+        let victim = match all.at(0).early_drop() {
+            EarlyDrop::Off => None,
+            EarlyDrop::Lru => {
+                let oldest = all.iter().enumerate().filter_map(|(number, shard)| {
+                    let (serial, slot) = shard.oldest_unassured()?;
+                    Some((serial, number, slot))
+                });
+                oldest.min().map(|(_, number, slot)| (number, slot))
+            }
+            EarlyDrop::Kernel => {
+                let buckets = all.at(0).sysctls().buckets;
+                let tables: Vec<_> = all.iter().map(|shard| shard.flows_here()).collect();
+                neighbour(&mut self.ports.0.lock(), buckets, &tables)
+            }
+        };
+        match victim {
+            Some((number, slot)) => all.at(number).make_way(Some(slot)),
             None => all.at(self.home(tuple)).make_way(None),
         }
+    }
+
+    /// Half-open flows of a source, in all shards: they are one after the other asked, so a few more may get by.
+    fn half_open_of(&self, source: IpAddr) -> u32 {
+        let of = |number| self.enter(number).half_open_of(source);
+        (0..=self.others.len()).map(of).fold(0, u32::saturating_add)
     }
 }

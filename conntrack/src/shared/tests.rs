@@ -18,7 +18,8 @@ use crate::table::Handle;
 use crate::tuple::{Tuple, Zone, proto};
 
 fn config(capacity: u32, early_drop: EarlyDrop) -> Config {
-    let mut config = Config { capacity, early_drop, ..Config::default() };
+    let mut config = Config { capacity, early_drop, half_open_limit: 3, ..Config::default() };
+    config.sysctls.set("nf_conntrack_buckets", "64").unwrap();
     config.sysctls.set("nf_conntrack_checksum", "0").unwrap();
     config.sysctls.set("nf_conntrack_acct", "1").unwrap();
     config
@@ -240,8 +241,8 @@ proptest! {
     /// DESIGN test P: neither keys nor the number of shards change what can be seen, through reseeds, new deals and a
     /// restore; and what was restored goes on as its source does.
     #[test]
-    fn shards_and_keys_change_nothing_that_can_be_seen(before in packets(), after in packets(), lru: bool) {
-        let early_drop = if lru { EarlyDrop::Lru } else { EarlyDrop::Off };
+    fn shards_and_keys_change_nothing_that_can_be_seen(before in packets(), after in packets(), whom in 0_usize..3) {
+        let early_drop = [EarlyDrop::Off, EarlyDrop::Lru, EarlyDrop::Kernel][whom];
         let mut one = plain(24, early_drop, 1);
         one.start_tape();
         let (sent, now) = send(&mut one, &before, START, usize::MAX);
@@ -299,7 +300,16 @@ fn life(
 
 #[test]
 fn two_hundred_and_fifty_six_pairs_of_keys_change_nothing_at_any_filling() {
-    let mut first = plain(40, EarlyDrop::Lru, 0);
+    keys_change_nothing(EarlyDrop::Lru);
+}
+
+#[test]
+fn whom_the_kernels_early_drop_takes_is_drawn_and_no_matter_of_placement_keys() {
+    keys_change_nothing(EarlyDrop::Kernel);
+}
+
+fn keys_change_nothing(early_drop: EarlyDrop) {
+    let mut first = plain(40, early_drop, 0);
     first.set_sysctl("nf_conntrack_udp_timeout", "35").unwrap();
     let tape: Vec<u64> = (0..4000_u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
     first.play(&tape);
@@ -312,7 +322,7 @@ fn two_hundred_and_fifty_six_pairs_of_keys_change_nothing_at_any_filling() {
     assert!(lens.contains(&32) && lens.contains(&40), "{lens:?}");
     assert!(expected.last().unwrap().totals.early_drop > 3);
     for seed in 0..256 {
-        let mut table = shared(40, EarlyDrop::Lru, [1, 4][seed as usize % 2], 1000 + 2 * seed);
+        let mut table = shared(40, early_drop, [1, 4][seed as usize % 2], 1000 + 2 * seed);
         table.set_sysctl("nf_conntrack_udp_timeout", "35").unwrap();
         table.play(&tape);
         let seen = life(table, |saved, now| {

@@ -109,6 +109,7 @@ impl SharedConntrack {
             keys: _,
             capacity,
             limit: _,
+            half_open_limit: _,
             checksum: _,
             first: _,
             others: _,

@@ -18,6 +18,7 @@ use super::shelf::Shelf;
 use super::wheel::slot_of;
 use crate::pack;
 use crate::record::FlowRecord;
+use crate::status::Status;
 use crate::tuple::{Direction, Tuple};
 
 /// A place in the table: slot and family. Meaningless once the flow is gone; [`Handle`] tells.
@@ -262,6 +263,25 @@ impl Flows {
     pub(crate) fn oldest_unassured(&self) -> Option<Slot> {
         let candidates = [self.v4.oldest_unassured().map(Slot::v4), self.v6.oldest_unassured().map(Slot::v6)];
         candidates.into_iter().flatten().min_by_key(|slot| self.core(*slot).map(Core::serial))
+    }
+
+    /// How many places [`Flows::unassured_at`] knows, empty ones included.
+    pub(crate) fn places(&self) -> u64 {
+        let slots = u64::from(self.v4.slots().max(self.v6.slots()));
+        slots.saturating_mul(2)
+    }
+
+    /// All flows that are not ASSURED, with their serial numbers.
+    pub(crate) fn unassured(&self) -> impl Iterator<Item = (u64, Slot)> {
+        let spared = |slot| self.core(slot).is_some_and(|core| core.status().contains(Status::ASSURED));
+        self.occupied().filter(move |(_, slot)| !spared(*slot))
+    }
+
+    /// The flow at a place, if there is one and early drop may take it. Every flow stands at one place.
+    pub(crate) fn unassured_at(&self, place: u64) -> Option<Slot> {
+        let number = u32::try_from(place / 2).ok()?;
+        let slot = if place.is_multiple_of(2) { Slot::v4(number) } else { Slot::v6(number) };
+        self.core(slot).filter(|core| !core.status().contains(Status::ASSURED)).map(|_| slot)
     }
 
     /// Slots whose time has come, at most `budget` flows looked at, by deadline and then age.

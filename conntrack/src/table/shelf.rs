@@ -57,6 +57,11 @@ impl<A: Addr> Shelf<A> {
         (entry.core.serial() != 0).then_some(&mut entry.core)
     }
 
+    /// Slots that have ever been used.
+    pub(crate) fn slots(&self) -> u32 {
+        u32::try_from(self.entries.len()).unwrap_or(self.limit)
+    }
+
     /// Occupied slots, ascending.
     pub(crate) fn occupied(&self) -> impl Iterator<Item = (u32, &Entry<A>)> {
         self.entries.iter().enumerate().filter(|(_, e)| e.core.serial() != 0).map(|(slot, e)| (slot as u32, e))

@@ -22,7 +22,12 @@ pub(super) fn stack(scenario: &Scenario) -> Result<StackConfig> {
     {
         sysctls.set(&name, &value)?;
     }
-    let conntrack = hibernet_conntrack::Config { sysctls, capacity: CAPACITY, early_drop: EarlyDrop::Off };
+    let conntrack = hibernet_conntrack::Config {
+        sysctls,
+        capacity: CAPACITY,
+        early_drop: EarlyDrop::Off,
+        ..hibernet_conntrack::Config::default()
+    };
     Ok(StackConfig {
         links: links(&scenario.net)?,
         routes: routes(&scenario.net)?,
