@@ -2,16 +2,16 @@
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
 #[derive(Clone, Debug)]
-pub struct Dice(u64);
+pub(super) struct Dice(u64);
 
 impl Dice {
     /// The generator that `seed` determines.
-    pub const fn new(seed: u64) -> Self {
+    pub(super) const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// 64 bits.
-    pub const fn roll(&mut self) -> u64 {
+    pub(super) const fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -20,17 +20,17 @@ impl Dice {
     }
 
     /// A number from 0 to below `limit`.
-    pub const fn below(&mut self, limit: u64) -> u64 {
+    pub(super) const fn below(&mut self, limit: u64) -> u64 {
         self.roll() % limit
     }
 
     /// True once in `chances`.
-    pub const fn one_in(&mut self, chances: u64) -> bool {
+    pub(super) const fn one_in(&mut self, chances: u64) -> bool {
         self.below(chances) == 0
     }
 
     /// One of `from`.
-    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+    pub(super) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.roll() as usize % from.len()]
     }
 }

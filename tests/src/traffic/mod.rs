@@ -19,7 +19,6 @@ mod seen;
 mod session;
 mod trace;
 
-pub use dice::Dice;
 pub use gateway::{GENERATION, Gateway, START, restored};
 pub use keys::{Keys, tuple_hash};
 pub use network::{Frame, Step};

@@ -22,17 +22,6 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Adds what was seen later.
-    pub fn extend(&mut self, later: Self) {
-        let Self { frames, events, lists, images, hits, looked_for } = later;
-        self.frames.extend(frames);
-        self.events.extend(events);
-        self.lists.extend(lists);
-        self.images.extend(images);
-        self.hits.extend(hits);
-        self.looked_for = (self.looked_for.0 + looked_for.0, self.looked_for.1 + looked_for.1);
-    }
-
     /// What was seen from a step on.
     pub fn since(&self, step: usize) -> Self {
         fn later<T: Clone>(all: &[(usize, T)], step: usize) -> Vec<(usize, T)> {
