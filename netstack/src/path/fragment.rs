@@ -39,9 +39,7 @@ impl Stack {
             Ingested::Dropped(reason) => reason,
             _ => DropReason::FragmentInvalid,
         };
-        for _ in 0..lost {
-            self.stats.count_drop(reason);
-        }
+        self.note_lost(reason, hook, packet.iif, lost);
         match outcome {
             Ingested::Whole => Verdict::Accept,
             Ingested::Reassembled { datagram, cuts } => match packet.replace(datagram, cuts) {
@@ -58,13 +56,8 @@ impl Stack {
     pub(crate) fn expire_fragments(&mut self, now: Instant) {
         let reason = DropReason::FragmentTimeout;
         for Expired { first, lost, site } in self.fragments.expire(now) {
-            for _ in 0..lost {
-                self.stats.count_drop(reason);
-            }
             let iif = self.links.iter().map(|(link, _)| link).find(|link| link.index() == usize::from(site.link));
-            let (hook, chain, rule, oif) = (Some(site.hook), None, None, None);
-            let len = first.as_ref().map_or(0, Vec::len);
-            self.events.push(StackEvent::Drop(DropEvent { reason, hook, chain, rule, iif, oif, len }));
+            self.note_lost(reason, site.hook, iif, lost);
             let (Some(first), Some(iif)) = (first, iif) else { continue };
             let Ok(packet) = Packet::received(iif, first) else { continue };
             let told = match packet.dst() {
@@ -74,6 +67,15 @@ impl Stack {
             if told && site.hook == Hook::Prerouting && iif != LinkId::LOOPBACK {
                 self.answer_icmp(IcmpError::Reassembly, &packet);
             }
+        }
+    }
+
+    /// Counts and tells of fragments that go with a datagram. How long they were is not known any more.
+    fn note_lost(&mut self, reason: DropReason, hook: Hook, iif: Option<LinkId>, lost: usize) {
+        for _ in 0..lost {
+            self.stats.count_drop(reason);
+            let (hook, chain, rule, oif, len) = (Some(hook), None, None, None, 0);
+            self.events.push(StackEvent::Drop(DropEvent { reason, hook, chain, rule, iif, oif, len }));
         }
     }
 }
