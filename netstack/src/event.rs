@@ -40,7 +40,7 @@ pub struct DropEvent {
     pub iif: Option<LinkId>,
     /// Link it would have left on.
     pub oif: Option<LinkId>,
-    /// Length of the datagram.
+    /// Length of the datagram; 0 for a fragment that had waited and goes with its datagram.
     pub len: usize,
 }
 
@@ -65,21 +65,26 @@ pub struct LogEvent {
     pub datagram: Vec<u8>,
 }
 
-/// First in, first out; at the limit the newest is lost and counted.
+/// First in, first out; at the limit the newest is lost and counted. Rules that log may hold no more than so many bytes of
+/// datagrams in it: a rule set decides how often a packet is logged.
 #[derive(Debug)]
 pub(crate) struct EventQueue {
     queue: VecDeque<StackEvent>,
     capacity: usize,
+    /// Bytes of datagrams in the queue.
+    logged: usize,
     lost: u64,
 }
 
 impl EventQueue {
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { queue: VecDeque::new(), capacity, lost: 0 }
+        Self { queue: VecDeque::new(), capacity, logged: 0, lost: 0 }
     }
 
     pub(crate) fn push(&mut self, event: StackEvent) {
-        if self.queue.len() < self.capacity {
+        let logged = self.logged.saturating_add(logged_bytes(&event));
+        if self.queue.len() < self.capacity && (logged == self.logged || logged <= MOST_LOGGED) {
+            self.logged = logged;
             self.queue.push_back(event);
         } else {
             self.lost = self.lost.saturating_add(1);
@@ -87,7 +92,9 @@ impl EventQueue {
     }
 
     pub(crate) fn pop(&mut self) -> Option<StackEvent> {
-        self.queue.pop_front()
+        let event = self.queue.pop_front();
+        self.logged = self.logged.saturating_sub(event.as_ref().map_or(0, logged_bytes));
+        event
     }
 
     /// How many events found no room since the stack was made.
@@ -96,9 +103,43 @@ impl EventQueue {
     }
 }
 
+fn logged_bytes(event: &StackEvent) -> usize {
+    match event {
+        StackEvent::Log(log) => log.datagram.len(),
+        _ => 0,
+    }
+}
+
+/// Bytes of logged datagrams that wait for the embedder at most.
+const MOST_LOGGED: usize = 16 << 20;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn logged_datagrams_have_a_bound_of_their_own_and_other_events_do_not_mind() {
+        let log = |len| {
+            StackEvent::Log(LogEvent {
+                prefix: String::new(),
+                hook: Hook::Input,
+                state: None,
+                direction: None,
+                iif: None,
+                oif: None,
+                local: false,
+                datagram: vec![0; len],
+            })
+        };
+        let mut queue = EventQueue::new(100);
+        queue.push(log(MOST_LOGGED));
+        queue.push(log(1));
+        queue.push(StackEvent::Invalid { reason: String::new() });
+        assert_eq!((queue.queue.len(), queue.lost()), (2, 1));
+        queue.pop();
+        queue.push(log(1));
+        assert_eq!((queue.queue.len(), queue.lost()), (2, 1));
+    }
 
     #[test]
     fn a_full_queue_keeps_the_oldest_and_counts_the_rest() {
