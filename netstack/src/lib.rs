@@ -70,7 +70,7 @@
 //! - **No Ethernet**: links carry IP datagrams; there is no ARP or neighbour discovery.
 //! - **No live restore of this host's own TCP connections**: they are reset, and reported so. Flows that pass through go on.
 //! - **No multicast routing, no reverse path filter, no source routing, no policy routing**: one table, longest prefix.
-//! - **No jumps between chains, sets or maps** in rules, and no rate limits, neither in rules nor for ICMP errors.
+//! - **No sets or maps** in rules, and no rate limits, neither in rules nor for ICMP errors.
 //! - **No `Fork`**: a restore believes that the saved stack is gone.
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]

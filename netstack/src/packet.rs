@@ -247,6 +247,27 @@ mod tests {
     }
 
     #[test]
+    fn a_duplicate_of_a_first_packet_leaves_the_new_flow_with_the_original() {
+        use hibernet_conntrack::{Config, Conntrack, CtState, Origin};
+        use hibernet_snapshot::{Entropy, Instant};
+
+        let now = Instant::ZERO;
+        let mut conntrack = Conntrack::new(Config::default(), &mut Entropy::from_test_seed(1), now).unwrap();
+        let mut packet = Packet::received(LinkId::LOOPBACK, udp("10.0.0.2:1", "198.51.100.10:2", b"x")).unwrap();
+        packet.attachment =
+            conntrack.track(packet.bytes(), packet.parsed(), Zone::default(), Origin::Link, now).unwrap();
+        let mut copies = [packet.duplicate(), packet.duplicate()];
+        for copy in &mut copies {
+            assert_eq!(copy.attachment().state(), Some(CtState::Untracked));
+            conntrack.confirm(&mut copy.attachment, now).unwrap();
+        }
+        assert!(conntrack.is_empty());
+        conntrack.confirm(&mut packet.attachment, now).unwrap();
+        assert_eq!(conntrack.len(), 1);
+        assert_eq!(packet.duplicate().attachment().handle(), packet.attachment().handle());
+    }
+
+    #[test]
     fn padding_of_the_link_is_cut_off() {
         let mut bytes = udp("[fd00::2]:1", "[fd00::3]:2", b"x");
         let len = bytes.len();
