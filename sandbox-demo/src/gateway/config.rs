@@ -9,7 +9,6 @@ use hibernet_conntrack::Config as ConntrackConfig;
 use hibernet_conntrack::Sysctls;
 use hibernet_netstack::LinkConfig;
 use hibernet_netstack::LocalServices;
-use hibernet_netstack::QueueLimits;
 use hibernet_netstack::Route;
 use hibernet_netstack::Ruleset;
 use hibernet_netstack::StackConfig;
@@ -70,7 +69,7 @@ impl GatewayConfig {
             rules: self.rules.clone(),
             conntrack: ConntrackConfig { sysctls, capacity: self.capacity, ..ConntrackConfig::default() },
             services: LocalServices { udp_echo: self.udp_echo, tcp_echo: self.tcp_echo },
-            queues: QueueLimits::default(),
+            ..StackConfig::default()
         })
     }
 }
