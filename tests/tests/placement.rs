@@ -1,6 +1,6 @@
 //! DESIGN test "P": under other keys everything that can be seen of a stack is the same, to the byte.
 
-use hibernet_conntrack::Totals;
+use hibernet_conntrack::{EarlyDrop, Totals};
 use hibernet_tests::traffic::{Gateway, Meddling, START, Trace, difference, restored};
 
 fn check(trace: &Trace, keys: u64, meddling: Meddling) {
@@ -37,13 +37,17 @@ fn the_same_goes_for_a_table_that_is_four_fifths_full_and_for_a_full_one() {
 }
 
 #[test]
-fn flows_that_expire_or_make_room_go_in_the_same_order_whatever_the_keys() {
-    let gateway = Gateway::with_room_for(48);
-    for traffic in 0..4 {
+fn flows_that_expire_or_make_room_are_the_same_whatever_the_keys() {
+    for (traffic, early_drop, half_open_limit) in
+        [(0, EarlyDrop::Lru, 0), (1, EarlyDrop::Kernel, 0), (2, EarlyDrop::Lru, 2), (3, EarlyDrop::Kernel, 2)]
+    {
+        let gateway = Gateway { early_drop, half_open_limit, ..Gateway::with_room_for(32) };
         let trace = Trace::of(&gateway, 1, traffic, 1500);
         let totals = totals_after(&trace);
         assert!(totals.early_drop > 0 && totals.insert > 100, "{totals:?}");
-        check(&trace, 3000 + traffic, meddling(traffic, trace.steps.len()));
+        for number in 0..4 {
+            check(&trace, 3000 + number, meddling(number, trace.steps.len()));
+        }
     }
 }
 

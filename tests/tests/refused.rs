@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
+use hibernet_conntrack::EarlyDrop;
 use hibernet_netstack::Decoded;
 use hibernet_snapshot::image::{Image, ImageWriter, Limits, Requirement, SectionId};
 use hibernet_tests::traffic::{
-    GENERATION, START, play_line, records_at, reframed, restored, sample, with_body, with_records,
+    GENERATION, Gateway, START, body, play_line, records_at, reframed, restored, sample, with_body, with_records,
 };
 
 /// Why an image is refused.
@@ -194,14 +195,17 @@ fn values(image: &[u8]) -> Vec<Case> {
         ),
         ("a switch that is neither on nor off", conn(|body| body[8] = 2)),
         ("a setting above its limit", conn(|body| body[10] = 3)),
-        (
-            "early drop of another kind",
-            conn(|body| {
-                let at = records_at(body) - 64;
-                body[at] = 9;
-            }),
-        ),
+        ("early drop of another kind", conn(|body| body[early_drop_at()] = 9)),
     ]
+}
+
+/// Where the policy of early drop stands in `CONN`: where images of stacks differ that differ in it alone.
+fn early_drop_at() -> usize {
+    let [one, other] = [EarlyDrop::Off, EarlyDrop::Lru].map(|early_drop| {
+        let stack = Gateway { early_drop, ..Gateway::with_room_for(16) }.open(1);
+        body(&stack.save(GENERATION, START).unwrap(), b"CONN")
+    });
+    one.iter().zip(&other).position(|(one, other)| one != other).unwrap()
 }
 
 /// Flows. Record offsets are those of SNAPSHOT-FORMAT.md.

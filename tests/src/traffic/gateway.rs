@@ -18,6 +18,8 @@ pub struct Gateway {
     pub capacity: u32,
     /// Whom a full table lets go.
     pub early_drop: EarlyDrop,
+    /// TCP flows of one source that may be half open; 0 sets no limit.
+    pub half_open_limit: u32,
     /// Whether TCP connections to the gateway itself are answered. A restore resets those.
     pub tcp_echo: bool,
     /// The rules.
@@ -27,7 +29,7 @@ pub struct Gateway {
 impl Gateway {
     /// A gateway with room for so many flows, which makes room for new ones when it is full.
     pub const fn with_room_for(capacity: u32) -> Self {
-        Self { capacity, early_drop: EarlyDrop::Lru, tcp_echo: false, rules: RULES }
+        Self { capacity, early_drop: EarlyDrop::Lru, half_open_limit: 0, tcp_echo: false, rules: RULES }
     }
 
     /// A stack of this kind with keys drawn from `seed`.
@@ -38,9 +40,10 @@ impl Gateway {
 
     /// What the stack is made from.
     pub fn config(&self) -> StackConfig {
-        let mut conntrack = Config { capacity: self.capacity, early_drop: self.early_drop, ..Config::default() };
-        for (name, value) in [("max", self.capacity.to_string()), ("acct", "1".to_owned())] {
-            conntrack.sysctls.set(&format!("nf_conntrack_{name}"), &value).expect("the kernel knows it");
+        let Self { capacity, early_drop, half_open_limit, tcp_echo, rules } = *self;
+        let mut conntrack = Config { capacity, early_drop, half_open_limit, ..Config::default() };
+        for (name, value) in [("max", capacity), ("buckets", capacity), ("acct", 1)] {
+            conntrack.sysctls.set(&format!("nf_conntrack_{name}"), &value.to_string()).expect("the kernel knows it");
         }
         StackConfig {
             links: vec![
@@ -52,9 +55,9 @@ impl Gateway {
                 Route { destination: Cidr::all_v4(), via: None, link: "out".into() },
                 Route { destination: Cidr::all_v6(), via: None, link: "out".into() },
             ],
-            rules: Ruleset::from_json(self.rules).expect("the rules can be read"),
+            rules: Ruleset::from_json(rules).expect("the rules can be read"),
             conntrack,
-            services: LocalServices { udp_echo: Some(7), tcp_echo: self.tcp_echo.then_some(7) },
+            services: LocalServices { udp_echo: Some(7), tcp_echo: tcp_echo.then_some(7) },
             ..StackConfig::default()
         }
     }
