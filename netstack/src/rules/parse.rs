@@ -214,7 +214,11 @@ impl Serialize for Action {
                 return serializer.serialize_str(name);
             }
             Self::Masquerade(target) if *target == NatTarget::default() => return serializer.serialize_str(name),
-            Self::Masquerade(target) | Self::Snat(target) | Self::Dnat(target) | Self::Redirect(target) => {
+            Self::Masquerade(target) | Self::Redirect(target) => {
+                let to = target.ports.map(|ports| ports.to_string()).unwrap_or_default();
+                ActionValue::Nat { to, flags: target.flags() }
+            }
+            Self::Snat(target) | Self::Dnat(target) => {
                 ActionValue::Nat { to: target.destination(), flags: target.flags() }
             }
             Self::Zone(zone) | Self::ZoneOrig(zone) => ActionValue::Number(u32::from(*zone)),
@@ -347,7 +351,7 @@ impl NatTarget {
     /// The address and port part, as [`NatTarget::from_str`] reads it.
     fn destination(&self) -> String {
         let port = self.ports.map(|ports| ports.to_string());
-        let Some((first, last)) = self.addrs else { return port.unwrap_or_default() };
+        let Some((first, last)) = self.addrs else { return port.map(|port| format!(":{port}")).unwrap_or_default() };
         let bracketed = port.is_some() && first.is_ipv6();
         let addr = |addr: IpAddr| if bracketed { format!("[{addr}]") } else { addr.to_string() };
         let addrs = if first == last { addr(first) } else { format!("{}-{}", addr(first), addr(last)) };

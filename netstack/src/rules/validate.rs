@@ -158,6 +158,12 @@ pub enum RuleProblem {
         /// The action.
         action: &'static str,
     },
+    /// The translation takes its address from a link.
+    #[error("`{action}` with an address: expected ports or flags alone")]
+    OwnAddress {
+        /// The action.
+        action: &'static str,
+    },
     /// A list that can never match.
     #[error("`ctstate` is empty: expected at least one state")]
     NoState,
@@ -272,6 +278,9 @@ fn check_rule(rule: &Rule, links: &Links) -> Result<(), RuleProblem> {
     }
     match &rule.action {
         Action::Snat(target) | Action::Dnat(target) => check_target(rule.action.name(), target, bound)?,
+        Action::Masquerade(target) | Action::Redirect(target) if target.addrs.is_some() => {
+            return Err(RuleProblem::OwnAddress { action: rule.action.name() });
+        }
         Action::Log { prefix } if prefix.len() > MAX_PREFIX => {
             return Err(RuleProblem::LongPrefix { found: prefix.len(), most: MAX_PREFIX });
         }

@@ -127,3 +127,15 @@ fn a_set_that_is_too_large_is_refused() {
     let empty = Ruleset { chains: (0..257).map(|n| Chain::regular(&n.to_string())).collect() };
     assert_eq!(validate(&empty, &Links::new(Vec::new())).unwrap_err().to_string(), "257 chains: at most 256");
 }
+
+#[test]
+fn what_could_not_be_written_down_is_refused() {
+    let addr = Some(("203.0.113.1".parse().unwrap(), "203.0.113.1".parse().unwrap()));
+    let target = NatTarget { addrs: addr, ..NatTarget::default() };
+    for (chain, action) in [("srcnat", Action::Masquerade(target)), ("dstnat", Action::Redirect(target))] {
+        let mut set = Ruleset::open();
+        set.chain_or_standard(chain).unwrap().rules.push(Rule::new(Match::default(), action));
+        let told = validate(&set, &Links::new(Vec::new())).unwrap_err().to_string();
+        assert!(told.ends_with("with an address: expected ports or flags alone"), "{told}");
+    }
+}
