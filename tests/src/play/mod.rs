@@ -3,6 +3,7 @@
 //! The stack is set up as the oracle sets up its router, with the oracle's observers as chains of its rule set; everything
 //! in a record is what the stack let out, told, or shows in its table. Nothing here knows an answer.
 
+mod audit;
 mod freeze;
 mod local;
 mod observe;
@@ -22,6 +23,7 @@ use crate::notation::{build, bytes_of_hex};
 use crate::record::{EventKind, Inject, Record};
 use crate::scenario::{Scenario, Step};
 use crate::variables::Variables;
+pub use audit::Audit;
 use observe::{Names, Seen};
 
 /// What playing a scenario gave.
@@ -31,6 +33,8 @@ pub struct Run {
     pub records: Vec<Record>,
     /// Why it stopped before the end.
     pub error: Option<Error>,
+    /// What became of the packets that did not get through.
+    pub audit: Audit,
 }
 
 /// What happens between the steps.
@@ -46,9 +50,9 @@ pub enum Between {
 
 /// Plays all steps, as far as the scenario can be played.
 pub fn play(scenario: &Scenario, between: Between) -> Run {
-    let mut records = Vec::new();
-    let error = Player::new(scenario, between).and_then(|player| player.play(&mut records)).err();
-    Run { records, error }
+    let (mut records, mut audit) = (Vec::new(), Audit::default());
+    let error = Player::new(scenario, between).and_then(|player| player.play(&mut records, &mut audit)).err();
+    Run { records, error, audit }
 }
 
 struct Player<'a> {
@@ -70,14 +74,15 @@ impl<'a> Player<'a> {
         Ok(Self { scenario, between, stack, names, variables: Variables::new(&scenario.vars), now: START })
     }
 
-    fn play(mut self, records: &mut Vec<Record>) -> Result<()> {
+    fn play(mut self, records: &mut Vec<Record>, audit: &mut Audit) -> Result<()> {
         let mut at = Number::from_f64(0.0).context("zero is a number")?;
         for (number, step) in self.scenario.steps.iter().enumerate() {
             if let Some(given) = &step.at {
                 at = given.clone();
             }
-            let record = self.step(number, at.clone(), step).with_context(|| format!("step {number}"))?;
+            let record = self.step(number, at.clone(), step, audit).with_context(|| format!("step {number}"))?;
             records.push(record);
+            audit.counted = self.stack.stats().drops().collect();
             if self.between == Between::Restore {
                 self.restore(number).with_context(|| format!("after step {number}"))?;
             }
@@ -85,7 +90,7 @@ impl<'a> Player<'a> {
         Ok(())
     }
 
-    fn step(&mut self, number: usize, at: Number, step: &Step) -> Result<Record> {
+    fn step(&mut self, number: usize, at: Number, step: &Step, audit: &mut Audit) -> Result<Record> {
         let seconds = at.as_f64().filter(|seconds| *seconds >= 0.0).context("at must not be negative")?;
         self.wait_until(START.saturating_add(Duration::from_secs_f64(seconds)));
         self.change(step)?;
@@ -101,7 +106,9 @@ impl<'a> Player<'a> {
             inject = Some(Inject::new(dev, &packets));
             for packet in &packets {
                 if is_ip(packet) {
+                    let before = self.stack.stats().clone();
                     self.stack.ingress(link, packet.clone(), self.now);
+                    audit.follow(number, packet, &before, self.stack.stats());
                 } else {
                     refused = true;
                 }
@@ -118,6 +125,7 @@ impl<'a> Player<'a> {
         self.wait_until(self.now.saturating_add(settle));
         let raw = step.local.as_ref().is_some_and(|sender| sender.pkt.is_some());
         seen.extend(Seen::take(&mut self.stack, &self.names, raw));
+        audit.tell(&seen.drops);
 
         let captured = self.capture(step, &seen)?;
         let (ctstate, ctdir) = (packets.len() == 1).then(|| verdict(&seen)).unzip();

@@ -1,6 +1,6 @@
 //! What the stack let out and told, as the oracle sees it from outside.
 
-use hibernet_netstack::{Hook, LinkId, LogEvent, Stack, StackEvent};
+use hibernet_netstack::{DropReason, Hook, LinkId, LogEvent, Stack, StackEvent};
 
 use super::table;
 use crate::notation::{decode, hex_of, text};
@@ -14,6 +14,7 @@ pub(super) struct Seen {
     pub(super) trace: Vec<Hop>,
     pub(super) events: Vec<Event>,
     pub(super) why: Vec<String>,
+    pub(super) drops: Vec<DropReason>,
 }
 
 impl Seen {
@@ -37,6 +38,7 @@ impl Seen {
                 }
                 StackEvent::Conntrack(event) => seen.events.push(table::event(&event)),
                 StackEvent::Invalid { reason } => seen.why.push(reason),
+                StackEvent::Drop(drop) => seen.drops.push(drop.reason),
                 _ => {}
             }
         }
@@ -55,12 +57,13 @@ impl Seen {
 
     /// Adds what was seen later.
     pub(super) fn extend(&mut self, later: Self) {
-        let Self { out, packets, trace, events, why } = later;
+        let Self { out, packets, trace, events, why, drops } = later;
         self.out.extend(out);
         self.packets.extend(packets);
         self.trace.extend(trace);
         self.events.extend(events);
         self.why.extend(why);
+        self.drops.extend(drops);
     }
 
     /// Whether a packet of the router's own has its checksum when the observers see it.
