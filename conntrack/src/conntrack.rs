@@ -284,7 +284,7 @@ impl Conntrack {
         self.table.reseed();
     }
 
-    /// The source of port choices, for tests that record and replay them.
+    /// The source of port choices, and of whom early drop `kernel` takes, for tests that record and replay them.
     pub const fn port_choices(&mut self) -> &mut WireChoices {
         &mut self.ports
     }
