@@ -69,15 +69,32 @@ impl Verdict {
 /// Numbers that keys choose are other ones after a restore: those that are captured go by their names, and where the bytes
 /// of a packet differ, its text is compared. All else must be equal, to the second.
 pub fn differences_by_restores(plain: &Run, restored: &Run) -> Result<Vec<Difference>> {
+    let actual = restored.records.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
     let mut expected = Vec::new();
     for (number, record) in plain.records.iter().enumerate() {
-        let volatile = restored.records.get(number).map(|other| volatile_bytes(record, other));
         let mut value = serde_json::to_value(record)?;
-        value["volatile"] = json!(volatile.unwrap_or_default());
+        let mut volatile = restored.records.get(number).map(|other| volatile_bytes(record, other)).unwrap_or_default();
+        volatile.extend(actual.get(number).into_iter().flat_map(|other| drawn_ports(&value, other)));
+        value["volatile"] = json!(volatile);
         expected.push(value);
     }
-    let actual = restored.records.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
     Ok(compare(&expected, &actual, Terms { tolerance: 0, slow: false }))
+}
+
+/// Paths of the outside ports and identifiers of translated flows that differ: they were drawn under other keys. Where they
+/// are used in what follows, a scenario captures them.
+fn drawn_ports(record: &Value, other: &Value) -> Vec<Value> {
+    let flows = |record: &Value| record["conntrack"].as_array().cloned().unwrap_or_default();
+    let translated = |flow: &Value| flow["status"].as_array().is_some_and(|bits| bits.contains(&json!("SRC_NAT")));
+    let mut paths = Vec::new();
+    for (at, (flow, other)) in flows(record).iter().zip(&flows(other)).enumerate() {
+        for field in ["dport", "icmp_id"] {
+            if translated(flow) && translated(other) && flow["reply"][field] != other["reply"][field] {
+                paths.push(json!(["conntrack", at, "reply", field]));
+            }
+        }
+    }
+    paths
 }
 
 /// Paths of the packets that went in, which may use a captured value, and of those that left with other bytes.
