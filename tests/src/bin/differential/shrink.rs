@@ -16,6 +16,14 @@ pub(crate) struct Disagreement {
     pub(crate) signature: String,
 }
 
+impl Disagreement {
+    /// Whether it takes fewer packets to show the same: another kind of difference might be one by chance.
+    fn is_smaller_than(&self, other: &Self) -> bool {
+        let shorter = self.batch.packets.len() < other.batch.packets.len();
+        shorter && place(&self.difference) == place(&other.difference)
+    }
+}
+
 /// What came of a batch that differed once.
 pub(crate) enum Found {
     /// A difference that stays.
@@ -52,7 +60,7 @@ fn smallest(batch: &Batch, mut best: Disagreement, budget: usize) -> Result<Disa
             let to = (from + chunk).min(packets.len() - 1);
             let rest = [&packets[..from], &packets[to..]].concat();
             match differs(batch, &rest)? {
-                Some(smaller) if smaller.batch.packets.len() < packets.len() => best = smaller,
+                Some(smaller) if smaller.is_smaller_than(&best) => best = smaller,
                 _ => from = to,
             }
         }
@@ -71,20 +79,27 @@ fn differs(batch: &Batch, packets: &[Sent]) -> Result<Option<Disagreement>> {
     Ok(Some(Disagreement { batch, difference, signature }))
 }
 
-/// Protocol and flags of the packet, the kernel's verdict, the state that its flow had before, and where they differ.
+/// Protocol and flags of the packet, the state that its flow had before, the kernel's verdict, and where they differ.
 fn signature(kernel: &[Value], difference: &Difference) -> String {
     let record = kernel.get(difference.step).unwrap_or(&Value::Null);
     let text = record["inject"]["text"].as_str().unwrap_or_default();
     let words: Vec<_> = text.split(' ').collect();
     let (proto, flags) = (words.first().copied().unwrap_or_default(), words.get(4).copied().unwrap_or_default());
-    let port = words.iter().find_map(|word| word.rsplit_once(':')?.1.parse::<u64>().ok().filter(|port| *port > 20_000));
+    let flags = if proto == "tcp" { flags } else { "packet" };
+    // The client's port is the one that no other flow has.
+    let ports = words.iter().filter_map(|word| word.rsplit_once(':')?.1.parse().ok());
+    let port: u64 = ports.max().unwrap_or_default();
     let before = difference.step.checked_sub(1).and_then(|step| kernel.get(step)).unwrap_or(&Value::Null);
-    let flows = before["conntrack"].as_array().into_iter().flatten();
-    let own = flows.into_iter().find(|flow| flow["orig"]["sport"].as_u64() == port && port.is_some());
+    let mut flows = before["conntrack"].as_array().into_iter().flatten();
+    let own = flows.find(|flow| [&flow["orig"]["sport"], &flow["orig"]["dport"]].iter().any(|end| **end == port));
     let state = own.and_then(|flow| flow["tcp"]["state"].as_str()).unwrap_or("no state");
-    let place: String =
-        difference.path.split('/').filter(|part| part.parse::<u32>().is_err()).collect::<Vec<_>>().join("/");
     let verdict = record["ctstate"].as_str().unwrap_or("dropped");
     let direction = record["ctdir"].as_str().unwrap_or("no direction");
-    format!("{proto} {flags} in {state}, {verdict} {direction}: {place}")
+    format!("{proto} {flags} in {state}, {verdict} {direction}: {}", place(difference))
+}
+
+/// Where in a record a difference is, whichever packet or flow it is about.
+fn place(difference: &Difference) -> String {
+    let parts = difference.path.split('/').filter(|part| part.parse::<u32>().is_err());
+    parts.collect::<Vec<_>>().join("/")
 }
