@@ -142,6 +142,24 @@ impl Attachment {
         }
     }
 
+    /// What an answer to the packet gets that is part of the same flow, made while the flow is not in the table: ESTABLISHED,
+    /// the other way, with a copy of the binding and never the flow.
+    pub const fn reply(&self) -> Self {
+        match &self.0 {
+            Attached::Unconfirmed(flow) => Self(Attached::Detached {
+                binding: Binding::of(flow),
+                direction: Direction::Reply,
+                state: CtState::Established,
+            }),
+            _ => Self(Attached::Nothing),
+        }
+    }
+
+    /// Whether the packet carries a new flow that is translated.
+    pub fn is_translated(&self) -> bool {
+        matches!(&self.0, Attached::Unconfirmed(flow) if flow.orig.inverted() != Some(flow.reply))
+    }
+
     /// What a copy of the packet gets (bridges that flood, `tee`, captures): its flow if that is in the table; a new flow
     /// stays with the original, and the copy is exempt from tracking.
     pub const fn for_duplicate(&self) -> Self {

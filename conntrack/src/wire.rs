@@ -55,6 +55,18 @@ impl WireChoices {
         self.keyed(subject, 0)
     }
 
+    /// As [`WireChoices::choose`], for what takes more words to name: the two ends of a connection, and what is asked for.
+    pub fn choose_for(&mut self, subject: &[u64; 6]) -> u64 {
+        let chosen = self.fixed_for(subject);
+        self.taped(chosen)
+    }
+
+    /// As [`WireChoices::fixed`], for what takes more words to name.
+    pub fn fixed_for(&self, subject: &[u64; 6]) -> u64 {
+        let [a, b, c, d, e, f] = *subject;
+        siphash::<2, 4, 7>(self.key.expose(), &[a, b, c, d, e, f, LENGTH_FOR])
+    }
+
     /// From now on every choice is remembered.
     pub fn record(&mut self) {
         self.tape = Tape::Recording(Vec::new());
@@ -110,6 +122,8 @@ impl Redraw for WireChoices {
 
 /// Three words of message, in SipHash's last word.
 const LENGTH: u64 = 24 << 56;
+/// Six words of message.
+const LENGTH_FOR: u64 = 48 << 56;
 
 #[cfg(test)]
 mod tests {

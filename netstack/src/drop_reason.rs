@@ -113,6 +113,11 @@ drop_reasons! {
     NoListener = 86, "no_listener";
     /// A TCP segment of no connection and to no listener; the sender was sent a reset.
     NoConnection = 87, "no_connection";
+    /// A TCP segment that cannot be of the connection as it stands (RFC 9293, section 3.10.7.4; RFC 5961): its sender was told
+    /// where the connection is, unless it had been told often enough.
+    TcpUnacceptable = 88, "tcp_unacceptable";
+    /// A TCP segment whose timestamp is older than the last one (RFC 7323, section 5): a wanderer of earlier numbers.
+    TcpOldTimestamp = 89, "tcp_old_timestamp";
 
     /// The queue of packets on their way out is full.
     EgressFull = 96, "egress_full";

@@ -105,10 +105,15 @@ pub use crate::event::{DropEvent, LogEvent, StackEvent};
 pub use crate::fragments::FragmentLimits;
 pub use crate::hook::{Hook, HookRow, HookRowKind, priority};
 pub use crate::link::{LinkConfig, LinkId};
-pub use crate::local::{LocalError, LocalServices, TcpHandle, TcpListener, UdpHandle};
+pub use crate::local::{
+    Congestion, ListenOptions, LocalError, LocalLimits, LocalServices, StreamError, StreamOptions, StreamState,
+    TcpListener, TcpStream, UdpHandle,
+};
 pub use crate::packet::{Keeper, Packet, Verdict};
 pub use crate::reject::RejectWith;
-pub use crate::report::{DropCause, FlowOutcome, FlowReport, ResetCause, RestoreReport};
+pub use crate::report::{
+    FlowOutcome, FlowReport, RebuildFault, ResetCause, RestoreReport, StreamOutcome, StreamReport,
+};
 pub use crate::restore::{
     ClonePolicy, Decoded, Rehashed, RestoreError, RestorePolicy, Supplied, TimePolicy, Validated,
 };

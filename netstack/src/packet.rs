@@ -48,6 +48,8 @@ pub enum Verdict {
 pub enum Keeper {
     /// Reassembly, until the rest of the datagram is there.
     Fragments,
+    /// Nobody: a SYN that was answered with a cookie.
+    SynCookie,
 }
 
 impl Packet {

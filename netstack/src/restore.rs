@@ -15,16 +15,15 @@ use hibernet_snapshot::{Entropy, GenerationId, Instant, Invalid, Redraw, Snapsho
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use self::reset::LocalStream;
 use crate::event::EventQueue;
 use crate::fragments::{Defragmenter, FragmentsSection};
 use crate::image::{
     CONNTRACK, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, RULES, RulesSection, SCHEMA,
-    SECTION_VERSION, SECTIONS, STATS,
+    SECTION_VERSION, SECTIONS, STATS, TCP,
 };
 use crate::link::Links;
-use crate::local::{Local, LocalServices};
-use crate::report::{FlowReport, RestoreReport};
+use crate::local::{Local, LocalLimits, LocalServices, StreamReset, TcpSection};
+use crate::report::RestoreReport;
 use crate::route::RouteTable;
 use crate::rules::Rules;
 use crate::stack::{ConfigError, QueueLimits, Stack, checked_links};
@@ -41,6 +40,7 @@ pub struct Decoded {
     stats: <Stats as Snapshot>::Saved,
     conntrack: ConntrackSaved,
     fragments: <FragmentsSection as Snapshot>::Saved,
+    tcp: <TcpSection as Snapshot>::Saved,
 }
 
 /// A state that passed every check. It has no keys, so nothing can be looked up in it.
@@ -55,6 +55,7 @@ pub struct Validated {
     stats: Stats,
     conntrack: hibernet_conntrack::Validated,
     fragments: Defragmenter,
+    tcp: TcpSection,
     now: Instant,
 }
 
@@ -62,9 +63,8 @@ pub struct Validated {
 #[derive(Debug)]
 pub struct Rehashed {
     stack: Stack,
-    generation: GenerationId,
-    flows: Vec<FlowReport>,
-    streams: Vec<LocalStream>,
+    report: RestoreReport,
+    resets: Vec<StreamReset>,
     now: Instant,
 }
 
@@ -100,6 +100,8 @@ pub enum TimePolicy {
 pub struct Supplied {
     /// Bounds of the queues.
     pub queues: QueueLimits,
+    /// Bounds of local sockets. Those that are in the image are kept even where they are more.
+    pub local: LocalLimits,
 }
 
 /// Why an image was refused. Nothing was changed.
@@ -186,6 +188,7 @@ impl Decoded {
             stats: section(&image, STATS, limits)?,
             conntrack: section(&image, CONNTRACK, limits)?,
             fragments: section(&image, FRAGMENTS, limits)?,
+            tcp: section(&image, TCP, limits)?,
             header,
         })
     }
@@ -197,7 +200,7 @@ impl Decoded {
 
     /// Checks every value against everything the running stack relies on. Remaining times count from `now`.
     pub fn validate(self, entropy: &mut Entropy, now: Instant) -> Result<Validated, RestoreError> {
-        let Self { header, lineage, rules, links, local, stats, conntrack, fragments } = self;
+        let Self { header, lineage, rules, links, local, stats, conntrack, fragments, tcp } = self;
         let LineageSection { parents } = valid(LINEAGE, LineageSection::restore(lineage, (), entropy))?;
         let LinksSection { links, routes } = valid(LINKS, LinksSection::restore(links, (), entropy))?;
         let links = checked_links(links).map_err(|error| config(LINKS, error))?;
@@ -211,6 +214,7 @@ impl Decoded {
             rules: Rules::load(set, &links).map_err(|error| config(RULES, error.into()))?,
             links,
             routes,
+            tcp: valid(TCP, TcpSection::restore(tcp, (), entropy))?,
             services: valid(LOCAL, LocalServices::restore(local, (), entropy))?,
             stats: valid(STATS, Stats::restore(stats, (), entropy))?,
             conntrack: hibernet_conntrack::Validated::check(conntrack, now, entropy)?,
@@ -222,16 +226,20 @@ impl Decoded {
 impl Validated {
     /// Draws every key afresh from `entropy`, which is wiped afterwards, and files every flow under them.
     pub fn rehash(self, mut entropy: Entropy, policy: RestorePolicy) -> Result<Rehashed, RestoreError> {
-        let Self { generation, parents, links, routes, rules, services, stats, conntrack, fragments, now } = self;
+        let Self { generation, parents, links, routes, rules, services, stats, conntrack, fragments, tcp, now } = self;
         let RestorePolicy { clone: ClonePolicy::Move, time: TimePolicy::Freeze } = policy;
         let records = conntrack.flows();
         let conntrack = conntrack.rehash(&mut entropy)?;
-        let (flows, streams) = reset::sort_out(&records, &links);
+        let mut local = Local::new(services, LocalLimits::default(), &links, &mut entropy);
+        let rebuilt = local.restore_tcp(tcp, &mut entropy, now);
+        let flows = reset::sort_out(&records, &rebuilt.streams);
+        let mut report = RestoreReport::new(generation, flows, rebuilt.streams);
+        report.cookies_lost = rebuilt.cookies_lost;
         let mut lineage = parents;
         lineage.push(generation);
         let queues = QueueLimits::default();
         let stack = Stack {
-            local: Local::new(services, &links, &mut entropy),
+            local,
             links,
             routes,
             rules,
@@ -246,7 +254,7 @@ impl Validated {
             lineage,
             told: now,
         };
-        Ok(Rehashed { stack, generation, flows, streams, now })
+        Ok(Rehashed { stack, report, resets: rebuilt.resets, now })
     }
 }
 
@@ -254,14 +262,15 @@ impl Rehashed {
     /// Opens the stack for traffic. Peers of connections that cannot go on are reset at once: the resets are the first
     /// packets in [`Stack::egress`], and pass OUTPUT and NAT as any packet of this host does.
     pub fn open(self, supplied: Supplied) -> (Stack, RestoreReport) {
-        let Self { mut stack, generation, flows, streams, now } = self;
-        let Supplied { queues } = supplied;
+        let Self { mut stack, report, resets, now } = self;
+        let Supplied { queues, local } = supplied;
         stack.queues = queues;
         stack.events = EventQueue::new(queues.events);
-        for stream in streams {
-            stream.end(&mut stack, now);
+        stack.local.set_limits(local);
+        for stream in &resets {
+            reset::end(&mut stack, stream, now);
         }
-        (stack, RestoreReport::new(generation, flows))
+        (stack, report)
     }
 
     /// The restored connection tracking, to look at before any traffic.

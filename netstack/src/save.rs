@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::image::{
     CONNTRACK, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, MAX_LINEAGE, RULES, RulesSection,
-    SCHEMA, SECTION_VERSION, STATS,
+    SCHEMA, SECTION_VERSION, STATS, TCP,
 };
 use crate::stack::Stack;
 
@@ -36,10 +36,9 @@ pub enum SaveError {
 
 impl Stack {
     /// The whole stack as an image that names itself `generation`: rules with counters, links, routes, flows, services,
-    /// counters. No key is in it, and no instant: only what remains of timers at `now`.
+    /// counters, sockets with what they hold. No key is in it, and no instant: only what remains of timers at `now`.
     ///
-    /// Not in it, because the source keeps them: datagrams in [`Stack::egress`], events, and the streams of local TCP
-    /// connections, which a restore resets.
+    /// Not in it, because the source keeps them: datagrams in [`Stack::egress`], and events.
     pub fn save(&self, generation: GenerationId, now: Instant) -> Result<Vec<u8>, SaveError> {
         let Self {
             links,
@@ -70,6 +69,7 @@ impl Stack {
         add(&mut image, STATS, &stats.save())?;
         add(&mut image, CONNTRACK, &conntrack.save())?;
         add(&mut image, FRAGMENTS, &fragments.section(*told).save())?;
+        add(&mut image, TCP, &local.tcp_section(*told).save())?;
         Ok(image.finish())
     }
 }

@@ -11,7 +11,7 @@ use crate::event::{EventQueue, StackEvent};
 use crate::fragments::{Defragmenter, FragmentLimits};
 use crate::hook::HookRow;
 use crate::link::{LinkConfig, LinkId, Links, MAX_LINKS, sound};
-use crate::local::{Local, LocalServices, ports_are_real};
+use crate::local::{Local, LocalLimits, LocalServices, ports_are_real};
 use crate::packet::Packet;
 use crate::route::{Route, RouteError, RouteTable};
 use crate::rules::{Rule, Rules, Ruleset, RulesetError};
@@ -32,6 +32,8 @@ pub struct StackConfig {
     pub services: LocalServices,
     /// Bounds of the queues.
     pub queues: QueueLimits,
+    /// Bounds of local sockets.
+    pub local: LocalLimits,
     /// Bounds of IPv4's reassembly; those of IPv6's are with connection tracking's settings.
     pub fragments: FragmentLimits,
 }
@@ -138,7 +140,7 @@ pub(crate) enum Work {
 impl Stack {
     /// A stack without flows. All its keys are drawn from `entropy`, which is wiped afterwards.
     pub fn new(config: StackConfig, mut entropy: Entropy, now: Instant) -> Result<Self, ConfigError> {
-        let StackConfig { links, routes, rules, conntrack, services, queues, fragments } = config;
+        let StackConfig { links, routes, rules, conntrack, services, queues, local, fragments } = config;
         fragments.check().map_err(ConfigError::Fragments)?;
         ports_are_real(&services).map_err(ConfigError::Services)?;
         let links = checked_links(links)?;
@@ -146,7 +148,7 @@ impl Stack {
         let rules = Rules::load(rules, &links)?;
         let conntrack = Conntrack::new(conntrack, &mut entropy, now)?;
         Ok(Self {
-            local: Local::new(services, &links, &mut entropy),
+            local: Local::new(services, local, &links, &mut entropy),
             links,
             routes,
             rules,
@@ -299,9 +301,10 @@ impl Stack {
     }
 
     /// The sources of wire-visible numbers by name, for tests that record and replay them.
-    pub fn wire_choices(&mut self) -> [(&'static str, &mut WireChoices); 3] {
+    pub fn wire_choices(&mut self) -> [(&'static str, &mut WireChoices); 4] {
         let Self { conntrack, ip_ids, local, .. } = self;
-        [("NAT ports", conntrack.port_choices()), ("IP ids", ip_ids), ("local sockets", local.choices_mut())]
+        let (sockets, tcp) = local.choices_mut();
+        [("NAT ports", conntrack.port_choices()), ("IP ids", ip_ids), ("local sockets", sockets), ("TCP numbers", tcp)]
     }
 
     /// The generations this stack descends from, oldest first.

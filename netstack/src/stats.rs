@@ -29,6 +29,12 @@ pub struct Stats {
     /// ICMP errors and TCP resets that were not sent because they may not be (RFC 1122, section 3.2.2).
     #[snapshot(saved)]
     pub errors_suppressed: u64,
+    /// SYNs that were answered with a cookie.
+    #[snapshot(saved)]
+    pub cookies_sent: u64,
+    /// Cookies that came back and opened a connection.
+    #[snapshot(saved)]
+    pub cookies_accepted: u64,
     /// Drops: number of the reason and count, ascending, without zeros.
     #[snapshot(saved)]
     drops: Vec<(u16, u64)>,

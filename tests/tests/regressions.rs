@@ -9,7 +9,7 @@ use hibernet_conntrack::{
     CanaryScan, Config, Conntrack, CtState, EarlyDrop, FlowRecord, Origin, ProtocolState, Refusal, Status, TcpState,
     TcpTrack, Zone, parse,
 };
-use hibernet_netstack::{DropReason, RestoreError, Ruleset, Stack, StackConfig, StackEvent};
+use hibernet_netstack::{DropReason, RestoreError, Ruleset, Stack, StackConfig, StackEvent, StreamOptions};
 use hibernet_snapshot::image::{Image, ImageWriter, Limits, Requirement, SectionId};
 use hibernet_snapshot::{Entropy, Instant};
 use hibernet_tests::notation::{build, text};
@@ -414,7 +414,7 @@ fn a_full_table_is_told_to_local_senders_of_datagrams_and_not_to_connect() {
         assert_eq!((error.reason, error.errno().name()), (DropReason::TableFull, "EPERM"));
         assert_eq!(error.to_string(), "EPERM: table_full");
     }
-    router.stack.tcp_connect(None, "198.51.100.10:80".parse().unwrap(), now).unwrap();
+    router.stack.tcp_connect(None, "198.51.100.10:80".parse().unwrap(), StreamOptions::default(), now).unwrap();
     assert_eq!(router.stack.stats().dropped(DropReason::TableFull), 4);
     assert_eq!(router.stack.stats().sent, 1);
     // It tries again; and once there is room, it is heard.

@@ -8,7 +8,7 @@ use super::limits::is_half_open;
 use super::{Conntrack, Origin, Refusal};
 use crate::attachment::{Attached, Attachment, Binding};
 use crate::event::EventKind;
-use crate::headers::{Parsed, tuple_of};
+use crate::headers::{Parsed, parse, tuple_of};
 use crate::invalid::{IgnoreReason, InvalidReason};
 use crate::record::{Counters, FlowRecord};
 use crate::status::{CtState, Status};
@@ -16,6 +16,13 @@ use crate::table::Slot;
 use crate::tracker::icmp::{IcmpClass, InnerTuple};
 use crate::tracker::{self, Outcome, Packet};
 use crate::tuple::{Direction, Tuple, Zone, proto};
+
+/// Whether a new flow is meant to enter the table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Room {
+    Needed,
+    NotNeeded,
+}
 
 impl Conntrack {
     /// The station `track`: attaches a flow, new or known, or says why there is none. An error is a drop.
@@ -28,6 +35,77 @@ impl Conntrack {
         parsed: &Parsed,
         zone: Zone,
         origin: Origin,
+        now: Instant,
+    ) -> Result<Attachment, Refusal> {
+        self.track_with(datagram, parsed, zone, origin, Room::Needed, now)
+    }
+
+    /// As [`Conntrack::track`] at prerouting, for a packet whose flow is not meant to enter the table: neither the table's
+    /// limit nor that of half-open flows stands in its way, and nothing is dropped early for it.
+    pub fn track_without_room(
+        &mut self,
+        datagram: &[u8],
+        parsed: &Parsed,
+        zone: Zone,
+        now: Instant,
+    ) -> Result<Attachment, Refusal> {
+        self.track_with(datagram, parsed, zone, Origin::Link, Room::NotNeeded, now)
+    }
+
+    /// As [`Conntrack::track`] at prerouting, for the acknowledgement that ends a handshake nobody kept: the flow begins as
+    /// if its SYN and SYN-ACK, `opening`, had been tracked.
+    pub fn track_handshake(
+        &mut self,
+        opening: [&[u8]; 2],
+        datagram: &[u8],
+        parsed: &Parsed,
+        zone: Zone,
+        now: Instant,
+    ) -> Result<Attachment, Refusal> {
+        self.table.flows_mut().advance(now);
+        let packet = Packet { datagram, parsed, verify_checksum: self.sysctls.checksum };
+        let Subject::Flow(tuple) = subject(&packet) else {
+            return self.track(datagram, parsed, zone, Origin::Link, now);
+        };
+        if let Some(attachment) = self.resolve(&packet, &tuple, zone, now) {
+            return Ok(attachment);
+        }
+        let [syn, syn_ack] = opening;
+        let (Some(reply), Ok(syn_parsed), Ok(syn_ack_parsed)) = (tuple.inverted(), parse(syn), parse(syn_ack)) else {
+            return Ok(self.invalid(not_opening(&tuple)));
+        };
+        self.make_room()?;
+        let made = |datagram, parsed| Packet { datagram, parsed, verify_checksum: false };
+        let mut attachment = self.open(&made(syn, &syn_parsed), &tuple, &reply, zone, now);
+        let Attached::Unconfirmed(flow) = &mut attachment.0 else { return Ok(attachment) };
+        if self.sysctls.acct {
+            flow.counters = Counters::default();
+            flow.counters.count(Direction::Original, parsed.end);
+        }
+        let answer = made(syn_ack, &syn_ack_parsed);
+        for (packet, direction) in [(&answer, Direction::Reply), (&packet, Direction::Original)] {
+            match tracker::update(&mut flow.protocol, packet, direction, flow.status, &self.sysctls, now) {
+                Outcome::Accept { timeout, assure, .. } => {
+                    flow.remaining = Duration::from_secs(u64::from(timeout));
+                    flow.status |= Status::SEEN_REPLY;
+                    flow.status.set(Status::ASSURED, assure);
+                }
+                Outcome::Invalid(reason) | Outcome::InvalidEnding { why: reason, .. } => {
+                    return Ok(self.invalid(reason));
+                }
+                Outcome::Ignore { .. } | Outcome::Reopen | Outcome::Remove => {}
+            }
+        }
+        Ok(attachment)
+    }
+
+    fn track_with(
+        &mut self,
+        datagram: &[u8],
+        parsed: &Parsed,
+        zone: Zone,
+        origin: Origin,
+        room: Room,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
         self.table.flows_mut().advance(now);
@@ -45,8 +123,10 @@ impl Conntrack {
             return Ok(attachment);
         }
         let Some(reply) = tuple.inverted() else { return Ok(self.invalid(not_opening(&tuple))) };
-        self.check_half_open(&packet, &tuple)?;
-        self.make_room()?;
+        if room == Room::Needed {
+            self.check_half_open(&packet, &tuple)?;
+            self.make_room()?;
+        }
         Ok(self.open(&packet, &tuple, &reply, zone, now))
     }
 

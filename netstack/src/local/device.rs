@@ -8,16 +8,26 @@ use smoltcp::time::Instant;
 /// A device that holds one datagram for smoltcp and all that smoltcp sends.
 ///
 /// Checksums are verified before a datagram gets here, so smoltcp only computes them.
-#[derive(Debug)]
 pub(super) struct MemoryDevice {
     mtu: usize,
+    tcp_checksum: Checksum,
     received: Option<Vec<u8>>,
     sent: VecDeque<Vec<u8>>,
 }
 
 impl MemoryDevice {
     pub(super) fn new(mtu: usize) -> Self {
-        Self { mtu, received: None, sent: VecDeque::new() }
+        Self { mtu, tcp_checksum: Checksum::Tx, received: None, sent: VecDeque::new() }
+    }
+
+    /// One for segments that are changed before they leave.
+    pub(super) fn without_tcp_checksums(mtu: usize) -> Self {
+        Self { tcp_checksum: Checksum::None, ..Self::new(mtu) }
+    }
+
+    /// The largest datagram smoltcp sends.
+    pub(super) const fn mtu(&self) -> usize {
+        self.mtu
     }
 
     /// The datagram that smoltcp gets next.
@@ -33,6 +43,12 @@ impl MemoryDevice {
     /// The newest datagram smoltcp has sent.
     pub(super) fn take_last_sent(&mut self) -> Option<Vec<u8>> {
         self.sent.pop_back()
+    }
+}
+
+impl core::fmt::Debug for MemoryDevice {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("MemoryDevice").field("mtu", &self.mtu).field("sent", &self.sent.len()).finish_non_exhaustive()
     }
 }
 
@@ -53,7 +69,7 @@ impl Device for MemoryDevice {
         let mut checksum = ChecksumCapabilities::default();
         checksum.ipv4 = Checksum::Tx;
         checksum.udp = Checksum::Tx;
-        checksum.tcp = Checksum::Tx;
+        checksum.tcp = self.tcp_checksum;
         checksum.icmpv4 = Checksum::Tx;
         checksum.icmpv6 = Checksum::Tx;
         let mut capabilities = DeviceCapabilities::default();

@@ -19,8 +19,8 @@ use thiserror::Error;
 
 use self::device::MemoryDevice;
 use self::tcp::Connections;
-pub(crate) use self::tcp::Segment;
-pub use self::tcp::{TcpHandle, TcpListener};
+pub use self::tcp::{Congestion, ListenOptions, StreamError, StreamOptions, StreamState, TcpListener, TcpStream};
+pub(crate) use self::tcp::{Ends, Rebuilt, Segment, StreamReset, TcpSection};
 pub use self::udp::UdpHandle;
 use self::udp::UdpSockets;
 use crate::link::Links;
@@ -81,6 +81,22 @@ pub enum LocalError {
     /// The handle's socket is closed.
     #[error("the socket is closed")]
     Closed,
+    /// A setting cannot be.
+    #[error("options: {0}")]
+    Options(#[from] Invalid),
+}
+
+/// Bounds of local sockets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LocalLimits {
+    /// TCP connections at once, those not accepted yet and those in TIME-WAIT included.
+    pub connections: u32,
+}
+
+impl Default for LocalLimits {
+    fn default() -> Self {
+        Self { connections: 65_536 }
+    }
 }
 
 /// The local stack.
@@ -94,14 +110,31 @@ pub(crate) struct Local {
 
 impl Local {
     /// A local stack with its services listening.
-    pub(crate) fn new(services: LocalServices, links: &Links, entropy: &mut Entropy) -> Self {
+    pub(crate) fn new(services: LocalServices, limits: LocalLimits, links: &Links, entropy: &mut Entropy) -> Self {
         let choices = WireChoices::redraw(entropy);
-        Self {
+        let tcp = Wire::for_tcp(links.smallest_mtu(), choices.fixed(TCP_SEED));
+        let mut local = Self {
             udp: UdpSockets::new(services.udp_echo, Wire::new(ANY_DATAGRAM, choices.fixed(UDP_SEED))),
-            tcp: Connections::new(services.tcp_echo, Wire::new(links.smallest_mtu(), choices.fixed(TCP_SEED))),
+            tcp: Connections::new(services.tcp_echo, tcp, WireChoices::redraw(entropy)),
             services,
             choices,
-        }
+        };
+        local.set_limits(limits);
+        local
+    }
+
+    pub(crate) fn set_limits(&mut self, limits: LocalLimits) {
+        self.tcp.set_most(usize::try_from(limits.connections).unwrap_or(usize::MAX));
+    }
+
+    /// TCP connections and listeners, as they are saved.
+    pub(crate) fn tcp_section(&self, now: Instant) -> TcpSection {
+        self.tcp.section(now)
+    }
+
+    /// Takes TCP connections and listeners from an image.
+    pub(crate) fn restore_tcp(&mut self, section: TcpSection, entropy: &mut Entropy, now: Instant) -> Rebuilt {
+        self.tcp.restore(section, entropy, now)
     }
 
     pub(crate) const fn services(&self) -> LocalServices {
@@ -113,10 +146,12 @@ impl Local {
         self.choices.watch("local sockets", scan);
         let seeds = [UDP_SEED, TCP_SEED].map(|seed| self.choices.fixed(seed).to_le_bytes());
         scan.watch_key("smoltcp seeds", &seeds.concat());
+        self.tcp.watch(scan);
     }
 
-    pub(crate) const fn choices_mut(&mut self) -> &mut WireChoices {
-        &mut self.choices
+    /// The sources of ports and of TCP's numbers.
+    pub(crate) const fn choices_mut(&mut self) -> (&mut WireChoices, &mut WireChoices) {
+        (&mut self.choices, self.tcp.choices_mut())
     }
 
     /// A port nobody can guess (RFC 6056, section 3.3.2), from the range Linux draws from.
@@ -138,7 +173,7 @@ impl Local {
 
     /// What smoltcp has sent since it was last asked.
     fn take_sent(&mut self) -> Option<Vec<u8>> {
-        self.udp.wire.device.take_sent().or_else(|| self.tcp.wire.device.take_sent())
+        self.udp.wire.device.take_sent().or_else(|| self.tcp.take_sent())
     }
 }
 
@@ -179,7 +214,15 @@ struct Wire {
 impl Wire {
     /// `seed` is secret: smoltcp's numbers follow from it.
     fn new(mtu: usize, seed: u64) -> Self {
-        let mut device = MemoryDevice::new(mtu);
+        Self::with(MemoryDevice::new(mtu), seed)
+    }
+
+    /// For segments, whose checksums are made when their numbers are.
+    fn for_tcp(mtu: usize, seed: u64) -> Self {
+        Self::with(MemoryDevice::without_tcp_checksums(mtu), seed)
+    }
+
+    fn with(mut device: MemoryDevice, seed: u64) -> Self {
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
         let mut interface = Interface::new(config, &mut device, smoltcp::time::Instant::ZERO);
@@ -190,8 +233,12 @@ impl Wire {
 
     /// Gives one datagram to a set of sockets.
     fn feed(&mut self, datagram: Vec<u8>, sockets: &mut SocketSet<'static>, now: Instant) {
+        self.feed_at(datagram, sockets, clock(now));
+    }
+
+    fn feed_at(&mut self, datagram: Vec<u8>, sockets: &mut SocketSet<'static>, at: smoltcp::time::Instant) {
         self.device.receive_next(datagram);
-        self.interface.poll_ingress_single(clock(now), &mut self.device, sockets);
+        self.interface.poll_ingress_single(at, &mut self.device, sockets);
     }
 
     /// Lets a set of sockets send all it has to send.

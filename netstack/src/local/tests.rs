@@ -2,7 +2,9 @@ use hibernet_snapshot::{Entropy, Instant};
 
 use crate::test_packets::{tcp, text};
 use crate::test_stack::{Version, config, outcome, play, stack};
-use crate::{DropReason, LocalError, LocalServices, Ruleset, Stack};
+use crate::{
+    DropReason, ListenOptions, LocalError, LocalServices, Ruleset, Stack, StreamError, StreamOptions, StreamState,
+};
 
 const VERSIONS: [Version; 2] = [Version::V4, Version::V6];
 
@@ -39,15 +41,18 @@ fn a_stream_is_echoed_whole_and_closed_after_the_peer() {
     for version in VERSIONS {
         let (mut near, mut far) = (stack(""), far());
         let mut now = Instant::from_secs(1);
-        let connection = near.tcp_connect(None, (version.addr("server"), 7).into(), now).unwrap();
+        let options = StreamOptions::default();
+        let stream = near.tcp_connect(None, (version.addr("server"), 7).into(), options, now).unwrap();
         exchange(&mut near, &mut far, now);
-        assert!(near.tcp_is_open(connection));
+        assert_eq!(near.tcp_state(stream), Some(StreamState::Established));
         let sent: Vec<u8> = (0..200_000_u32).map(|n| n.to_be_bytes()[3]).collect();
-        let (mut at, mut back) = (0, Vec::new());
+        let (mut at, mut back, mut room) = (0, Vec::<u8>::new(), [0; 4096]);
         for _ in 0..10_000 {
-            at += near.tcp_send(connection, &sent[at..], now).unwrap();
+            at += near.tcp_write(stream, &sent[at..], now).unwrap_or(0);
             exchange(&mut near, &mut far, now);
-            back.extend(near.tcp_recv(connection, now).unwrap());
+            while let Ok(taken) = near.tcp_read(stream, &mut room, now) {
+                back.extend(&room[..taken]);
+            }
             if back.len() == sent.len() {
                 break;
             }
@@ -56,11 +61,14 @@ fn a_stream_is_echoed_whole_and_closed_after_the_peer() {
             far.poll(now);
         }
         assert!(back == sent, "{} of {} bytes came back", back.len(), sent.len());
-        near.tcp_close(connection, now);
+        near.tcp_shutdown(stream, now).unwrap();
         exchange(&mut near, &mut far, now);
+        assert_eq!(near.tcp_read(stream, &mut room, now), Ok(0));
+        assert_eq!(near.tcp_state(stream), Some(StreamState::TimeWait));
+        near.tcp_close(stream, now);
+        now = now.saturating_add(core::time::Duration::from_secs(10));
         near.poll(now);
-        exchange(&mut near, &mut far, now);
-        assert!(!near.tcp_is_open(connection));
+        assert_eq!(near.tcp_state(stream), None);
     }
 }
 
@@ -69,16 +77,22 @@ fn a_listener_hands_out_connections_in_the_order_they_came() {
     for version in VERSIONS {
         let (mut near, mut far) = (stack(""), far());
         let now = Instant::ZERO;
-        let listener = far.listen_tcp("::".parse().unwrap(), 5000).unwrap();
+        let listener = far.tcp_listen("::".parse().unwrap(), 5000, ListenOptions::default()).unwrap();
+        let remote = (version.addr("server"), 5000).into();
         let opened: Vec<_> =
-            (0..3).map(|_| near.tcp_connect(None, (version.addr("server"), 5000).into(), now).unwrap()).collect();
+            (0..3).map(|_| near.tcp_connect(None, remote, StreamOptions::default(), now).unwrap()).collect();
+        assert_eq!(far.tcp_accept(listener), None, "no handshake is over yet");
         exchange(&mut near, &mut far, now);
-        for connection in opened {
+        let mut room = [0; 100];
+        for stream in opened {
             let accepted = far.tcp_accept(listener).unwrap();
-            assert_eq!((accepted.local(), accepted.remote()), (connection.remote(), connection.local()));
-            near.tcp_send(connection, b"hello", now).unwrap();
+            assert_eq!(far.tcp_local_addr(accepted), near.tcp_peer_addr(stream));
+            assert_eq!(far.tcp_peer_addr(accepted), near.tcp_local_addr(stream));
+            near.tcp_write(stream, b"hello", now).unwrap();
             exchange(&mut near, &mut far, now);
-            assert_eq!(far.tcp_recv(accepted, now).unwrap(), b"hello");
+            assert_eq!(far.tcp_read(accepted, &mut room, now), Ok(5));
+            assert_eq!(&room[..5], b"hello");
+            assert_eq!(far.tcp_read(accepted, &mut room, now), Err(StreamError::WouldBlock));
         }
         assert_eq!(far.tcp_accept(listener), None);
     }
@@ -87,10 +101,11 @@ fn a_listener_hands_out_connections_in_the_order_they_came() {
 #[test]
 fn ports_are_bound_once_and_never_zero() {
     let mut stack = stack("");
+    let options = ListenOptions::default();
     let (any, any_v4) = ("::".parse().unwrap(), "0.0.0.0".parse().unwrap());
     assert_eq!(stack.listen_udp(any, 7), Err(LocalError::PortTaken { port: 7 }));
-    assert_eq!(stack.listen_tcp(any_v4, 7), Err(LocalError::PortTaken { port: 7 }));
-    assert_eq!(stack.listen_tcp(any, 0), Err(LocalError::PortZero));
+    assert_eq!(stack.tcp_listen(any_v4, 7, options), Err(LocalError::PortTaken { port: 7 }));
+    assert_eq!(stack.tcp_listen(any, 0, options), Err(LocalError::PortZero));
     assert!(stack.listen_udp("10.0.0.1".parse().unwrap(), 8).is_ok());
     assert!(stack.listen_udp("203.0.113.1".parse().unwrap(), 8).is_ok());
     assert_eq!(stack.listen_udp(any_v4, 8), Err(LocalError::PortTaken { port: 8 }));

@@ -10,7 +10,7 @@ use smoltcp::wire::{TcpPacket, TcpRepr, UdpPacket};
 use crate::drop_reason::DropReason;
 use crate::hook::Hook;
 use crate::icmp::{IcmpError, timestamp_reply};
-use crate::local::Segment;
+use crate::local::{Ends, Segment};
 use crate::packet::Packet;
 use crate::reject::{Reset, transport_checksum_holds};
 use crate::stack::Stack;
@@ -36,9 +36,10 @@ impl Stack {
             proto::TCP if group => self.drop_packet(DropReason::NoListener, &packet),
             proto::TCP => match TcpPacket::new_checked(l4) {
                 Ok(tcp) => {
+                    let local = (packet.dst(), tcp.dst_port()).into();
+                    let remote = (packet.src(), tcp.src_port()).into();
                     let segment = Segment {
-                        local: (packet.dst(), tcp.dst_port()).into(),
-                        remote: (packet.src(), tcp.src_port()).into(),
+                        ends: Ends { local, remote },
                         opening: tcp.syn() && !tcp.ack() && !tcp.rst(),
                         acknowledges: tcp.ack(),
                         readable: is_readable(&tcp, &packet),
@@ -137,7 +138,7 @@ fn is_readable(segment: &TcpPacket<&[u8]>, packet: &Packet) -> bool {
 }
 
 /// The datagram without IPv6 extension headers and with another destination: what the sockets below need to see.
-fn plain(packet: &Packet, dst: IpAddr) -> Vec<u8> {
+pub(super) fn plain(packet: &Packet, dst: IpAddr) -> Vec<u8> {
     let l4 = packet.parsed().l4(packet.bytes());
     let protocol = packet.parsed().proto.into();
     let mut bytes = crate::reject::header(packet.src(), dst, protocol, l4.len()).unwrap_or_default();

@@ -1,6 +1,7 @@
 //! One packet's way: from a link through the hooks to a link or to the local stack.
 
 mod chain;
+mod cookie;
 mod deliver;
 mod forward;
 mod fragment;
@@ -42,7 +43,7 @@ impl Stack {
                 Step::Defrag => (self.defragment(hook, &mut packet, now), Judge::default()),
                 Step::Track => (self.track(hook, &mut packet, now), Judge::default()),
                 Step::Nat(manip) => self.translate(hook, manip, &mut packet),
-                Step::Confirm => (self.confirm(&mut packet, now), Judge::default()),
+                Step::Confirm => (self.confirm(hook, &mut packet, now), Judge::default()),
                 Step::Chain(chain) => self.run_filter_chain(hook, chain, &mut packet),
             };
             match verdict {

@@ -11,7 +11,7 @@ use crate::drop_reason::DropReason;
 use crate::event::StackEvent;
 use crate::hook::Hook;
 use crate::link::LinkId;
-use crate::packet::{Packet, Verdict};
+use crate::packet::{Keeper, Packet, Verdict};
 use crate::rules::{Action, NatTarget};
 use crate::stack::Stack;
 
@@ -23,7 +23,10 @@ impl Stack {
         }
         let zone = packet.zone.unwrap_or_default();
         let origin = if hook == Hook::Output { Origin::Local } else { Origin::Link };
-        let tracked = self.conntrack.track(packet.bytes(), packet.parsed(), zone, origin, now);
+        let tracked = match self.track_cookie(hook, packet, zone, now) {
+            Some(tracked) => tracked,
+            None => self.conntrack.track(packet.bytes(), packet.parsed(), zone, origin, now),
+        };
         self.collect_conntrack_events();
         match tracked {
             Ok(attachment) => {
@@ -41,8 +44,11 @@ impl Stack {
         }
     }
 
-    /// A new flow enters the table.
-    pub(super) fn confirm(&mut self, packet: &mut Packet, now: Instant) -> Verdict {
+    /// A new flow enters the table, unless its SYN is answered with a cookie.
+    pub(super) fn confirm(&mut self, hook: Hook, packet: &mut Packet, now: Instant) -> Verdict {
+        if hook == Hook::Input && packet.attachment().is_unconfirmed() && self.answer_with_cookie(packet, now) {
+            return Verdict::Stolen(Keeper::SynCookie);
+        }
         let confirmed = self.conntrack.confirm(&mut packet.attachment, now);
         self.collect_conntrack_events();
         match confirmed {

@@ -135,7 +135,12 @@ fn a_full_table_drops_new_flows_and_refuses_local_senders() {
         let socket = stack.listen_udp("::".parse().unwrap(), 5000).unwrap();
         let to = (version.addr("server"), 53).into();
         assert_eq!(stack.udp_send(socket, to, b"x", Instant::ZERO).unwrap_err().errno().name(), "EPERM");
-        let connecting = stack.tcp_connect(None, (version.addr("server"), 80).into(), Instant::ZERO);
+        let connecting = stack.tcp_connect(
+            None,
+            (version.addr("server"), 80).into(),
+            crate::StreamOptions::default(),
+            Instant::ZERO,
+        );
         assert!(connecting.is_ok());
     }
 }

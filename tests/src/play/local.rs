@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result, bail};
-use hibernet_netstack::{LocalError, Stack};
+use hibernet_netstack::{ListenOptions, LocalError, Stack, StreamOptions};
 use hibernet_snapshot::Instant;
 
 use crate::notation::{build, pattern};
@@ -16,7 +16,7 @@ pub(super) fn listen(stack: &mut Stack, sockets: &[Listen]) -> Result<()> {
         let addr: IpAddr = addr.parse().with_context(|| format!("listening address {addr:?}"))?;
         match proto.as_str() {
             "udp" => _ = stack.listen_udp(addr, *port)?,
-            "tcp" => _ = stack.listen_tcp(addr, *port)?,
+            "tcp" => _ = stack.tcp_listen(addr, *port, ListenOptions::default())?,
             other => bail!("cannot listen for {other:?}"),
         }
     }
@@ -72,7 +72,7 @@ pub(super) fn send(
 fn connect(stack: &mut Stack, sender: &Local, to: SocketAddr, now: Instant) -> Result<(), LocalError> {
     let port = sender.sport.filter(|port| *port != 0);
     let from = sender.src.zip(port).map(|(addr, port)| SocketAddr::new(addr, port));
-    stack.tcp_connect(from, to, now).map(|_| ())
+    stack.tcp_connect(from, to, StreamOptions::default(), now).map(|_| ())
 }
 
 /// What a socket of the kernel would report.

@@ -1,47 +1,81 @@
-//! TCP connections of this host.
+//! TCP connections of this host, live through a restore.
+//!
+//! A segment's way: [`Connections::feed`] finds the connection by its ends; `shim` judges the segment and puts the socket's
+//! numbers into it; smoltcp answers; `shim` puts the wire's numbers into what it sends. `api` is what an embedder calls,
+//! `image` what a save writes, `rebuild` the way back.
 
-use core::net::{IpAddr, SocketAddr};
-use std::collections::{BTreeMap, VecDeque};
+mod api;
+mod connection;
+mod cookie;
+mod image;
+mod listener;
+mod options;
+mod rebuild;
+mod segment;
+mod seq;
+mod shim;
+#[cfg(test)]
+mod tests;
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use hashbrown::HashTable;
+use hibernet_conntrack::{CanaryScan, WireChoices};
 use hibernet_snapshot::Instant;
-use smoltcp::iface::{SocketHandle, SocketSet};
-use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use slab::Slab;
+use smoltcp::socket::tcp::State;
 use smoltcp::wire::IpListenEndpoint;
 
-use super::udp::{overlap, takes_any};
-use super::{ANY, EPHEMERAL_TRIES, Local, LocalError, Wire, clock, from_clock};
+pub use self::api::StreamState;
+use self::connection::{Connection, Owner};
+use self::cookie::Cookies;
+pub(crate) use self::image::{StreamReset, TcpSection};
+use self::listener::Listener;
+pub use self::options::{Congestion, ListenOptions, StreamOptions};
+pub(crate) use self::rebuild::Rebuilt;
+pub(crate) use self::segment::Ends;
+use self::segment::{Head, words};
+use self::seq::Seq;
+use self::shim::Shim;
+use super::{ANY, Local, Wire};
 use crate::drop_reason::DropReason;
-use crate::route::is_own;
-use crate::stack::Stack;
 
-/// A TCP connection of this host: its two ends.
+/// A TCP stream of this host. An id is never used twice, and stays valid through a restore.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct TcpHandle {
-    local: SocketAddr,
-    remote: SocketAddr,
-}
+pub struct TcpStream(u64);
 
-impl TcpHandle {
-    /// This host's end.
-    pub const fn local(&self) -> SocketAddr {
-        self.local
-    }
-
-    /// The peer's end.
-    pub const fn remote(&self) -> SocketAddr {
-        self.remote
-    }
-}
-
-/// A port at which TCP connections are accepted.
+/// A port at which TCP connections are accepted. An id is never used twice, and stays valid through a restore.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct TcpListener(u64);
+
+/// Why a stream did not do what it was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// Not now: register a waker (`EAGAIN`).
+    #[error("the stream is not ready")]
+    WouldBlock,
+    /// The peer has no such port (`ECONNREFUSED`).
+    #[error("connection refused")]
+    Refused,
+    /// The peer, or a restore, has ended the connection (`ECONNRESET`).
+    #[error("connection reset")]
+    Reset,
+    /// The peer has not answered for too long (`ETIMEDOUT`).
+    #[error("connection timed out")]
+    TimedOut,
+    /// This side has been shut down for writing (`EPIPE`).
+    #[error("broken pipe")]
+    BrokenPipe,
+    /// The id names no stream: it is closed (`EBADF`).
+    #[error("no such stream")]
+    NoSuchStream,
+}
 
 /// What has to be known of a segment to find its connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Segment {
-    pub(crate) local: SocketAddr,
-    pub(crate) remote: SocketAddr,
+    pub(crate) ends: Ends,
     /// It is a SYN that opens.
     pub(crate) opening: bool,
     /// It has an acknowledgement.
@@ -53,171 +87,263 @@ pub(crate) struct Segment {
 /// All connections and listeners.
 pub(super) struct Connections {
     pub(super) wire: Wire,
-    flows: BTreeMap<TcpHandle, Connection>,
+    /// What the connections have sent, in the wire's numbers.
+    out: VecDeque<Vec<u8>>,
+    live: Slab<Connection>,
+    /// Places in `live` by ends, under a secret key. Never walked: its order would follow from the key.
+    index: HashTable<usize>,
+    ids: BTreeMap<TcpStream, usize>,
+    /// Streams that are over and whose owner does not know yet.
+    ended: BTreeMap<TcpStream, Option<StreamError>>,
     listeners: BTreeMap<TcpListener, Listener>,
-    next: u64,
-}
-
-/// One connection in a set of its own.
-struct Connection {
-    sockets: SocketSet<'static>,
-    socket: SocketHandle,
-    owner: Owner,
-    /// When its timers want it next.
-    due: Option<Instant>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Owner {
-    Echo,
-    Embedder,
-}
-
-struct Listener {
-    addr: IpAddr,
-    port: u16,
-    owner: Owner,
-    arrived: VecDeque<TcpHandle>,
+    /// When which stream has to be looked at. Often too early: a timer that moves on is moved when its time has come.
+    timers: BTreeSet<(Instant, TcpStream)>,
+    next_stream: u64,
+    next_listener: u64,
+    most: usize,
+    keys: WireChoices,
+    cookies: Cookies,
 }
 
 impl Connections {
-    pub(super) fn new(echo: Option<u16>, wire: Wire) -> Self {
-        let mut connections = Self { wire, flows: BTreeMap::new(), listeners: BTreeMap::new(), next: 0 };
+    /// No connections. If there is an echo service, its listener is number 0.
+    pub(super) fn new(echo: Option<u16>, wire: Wire, keys: WireChoices) -> Self {
+        let mut listeners = BTreeMap::new();
         if let Some(port) = echo {
-            // Port 0 was refused, and no other listener is there yet that could have the port.
-            let _echo = connections.listen(ANY, port, Owner::Echo);
+            listeners.insert(ECHO, Listener::new(ANY, port, Owner::Echo, ListenOptions::default()));
         }
-        connections
+        Self {
+            wire,
+            out: VecDeque::new(),
+            live: Slab::new(),
+            index: HashTable::new(),
+            ids: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            listeners,
+            timers: BTreeSet::new(),
+            next_stream: 0,
+            next_listener: ECHO.0.saturating_add(1),
+            most: 0,
+            keys,
+            cookies: Cookies::default(),
+        }
     }
 
-    fn listen(&mut self, addr: IpAddr, port: u16, owner: Owner) -> Result<TcpListener, LocalError> {
-        if port == 0 {
-            return Err(LocalError::PortZero);
-        }
-        if self.listeners.values().any(|other| other.port == port && overlap(other.addr, addr)) {
-            return Err(LocalError::PortTaken { port });
-        }
-        let handle = TcpListener(self.next);
-        self.next = self.next.wrapping_add(1);
-        self.listeners.insert(handle, Listener { addr, port, owner, arrived: VecDeque::new() });
-        Ok(handle)
+    /// The next datagram the connections have sent.
+    pub(super) fn take_sent(&mut self) -> Option<Vec<u8>> {
+        self.out.pop_front()
     }
 
-    fn listener(&mut self, local: SocketAddr) -> Option<&mut Listener> {
-        let fits = |listener: &&mut Listener| {
-            listener.port == local.port() && (listener.addr == local.ip() || takes_any(listener.addr, local.ip()))
-        };
-        self.listeners.values_mut().find(fits)
+    /// The source of initial numbers and timestamp offsets.
+    pub(super) const fn choices_mut(&mut self) -> &mut WireChoices {
+        &mut self.keys
+    }
+
+    pub(super) fn watch(&self, scan: &mut CanaryScan) {
+        self.keys.watch("TCP numbers", scan);
+    }
+
+    pub(super) fn set_most(&mut self, most: usize) {
+        self.most = most;
     }
 
     fn feed(&mut self, segment: Segment, datagram: Vec<u8>, now: Instant) -> Result<(), DropReason> {
-        let Segment { local, remote, opening, acknowledges, readable } = segment;
-        let handle = TcpHandle { local, remote };
-        if let Some(connection) = self.flows.get_mut(&handle) {
+        let Segment { ends, opening, acknowledges, readable } = segment;
+        if let Some(slot) = self.find(&ends) {
             if !readable {
                 return Err(DropReason::LocalMalformed);
             }
-            self.wire.feed(datagram, &mut connection.sockets, now);
-            self.serve(handle, now);
-            return Ok(());
+            let Some(connection) = self.live.get_mut(slot) else { return Err(DropReason::NoConnection) };
+            let successor = if opening { connection.succeeded_by(&datagram) } else { None };
+            let Some(floor) = successor else {
+                let fed = connection.feed(datagram, &mut self.wire, &mut self.out, now);
+                self.serve(slot, now);
+                return fed;
+            };
+            self.remove(slot);
+            return self.accept(ends, datagram, Some(floor), now);
         }
-        let full = self.flows.len() >= MAX_CONNECTIONS;
-        let Some(listener) = self.listener(local) else { return Err(DropReason::NoConnection) };
+        let Some(listener) = self.listener(ends.local) else { return Err(DropReason::NoConnection) };
         if !opening || !readable {
+            if acknowledges && readable && self.finish_cookie(listener, ends, &datagram, now)? {
+                return Ok(());
+            }
             // RFC 9293, section 3.10.7.2: a listener answers an acknowledgement with a reset, and nothing else but a SYN.
             return Err(if acknowledges { DropReason::NoConnection } else { DropReason::LocalMalformed });
         }
-        if full || listener.arrived.len() >= BACKLOG {
+        self.accept(ends, datagram, None, now)
+    }
+
+    /// Opens a connection for a SYN. `floor`: its numbers start behind this one.
+    fn accept(&mut self, ends: Ends, datagram: Vec<u8>, floor: Option<Seq>, now: Instant) -> Result<(), DropReason> {
+        let Some(id) = self.listener(ends.local) else { return Err(DropReason::NoConnection) };
+        let full = self.live.len() >= self.most;
+        let Some(listener) = self.listeners.get_mut(&id).filter(|listener| !full && listener.has_place()) else {
             return Err(DropReason::LocalBacklogFull);
-        }
-        let owner = listener.owner;
-        let mut connection = Connection::new(owner);
-        let endpoint = IpListenEndpoint { addr: Some(local.ip().into()), port: local.port() };
-        let listening = connection.sockets.get_mut::<Socket<'_>>(connection.socket).listen(endpoint);
-        listening.map_err(|_| DropReason::LocalMalformed)?;
-        self.wire.feed(datagram, &mut connection.sockets, now);
+        };
+        let (owner, options) = (listener.owner, listener.options.stream);
+        let shim = self.shim(&ends, floor, now);
+        let mut connection = Connection::new(self.next_id(), ends, owner, options, shim);
+        connection.listener = Some(id);
+        let endpoint = IpListenEndpoint { addr: Some(ends.local.ip().into()), port: ends.local.port() };
+        connection.socket().listen(endpoint).map_err(|_| DropReason::LocalMalformed)?;
+        connection.feed(datagram, &mut self.wire, &mut self.out, now)?;
         if connection.state() == State::Listen {
             return Err(DropReason::LocalMalformed);
         }
-        self.flows.insert(handle, connection);
-        if owner == Owner::Embedder
-            && let Some(listener) = self.listener(local)
-        {
-            listener.arrived.push_back(handle);
+        if let Some(listener) = self.listeners.get_mut(&id) {
+            listener.half_open = listener.half_open.saturating_add(1);
         }
-        self.serve(handle, now);
+        let slot = self.insert(connection);
+        self.serve(slot, now);
         Ok(())
     }
 
-    /// Lets a connection send, its service act, and forgets it when it is over.
-    fn serve(&mut self, handle: TcpHandle, now: Instant) {
-        let Some(connection) = self.flows.get_mut(&handle) else { return };
+    /// The wire's view of a connection to come: numbers after RFC 6528, behind `floor`.
+    fn shim(&mut self, ends: &Ends, floor: Option<Seq>, now: Instant) -> Shim {
+        let iss = initial_number(self.keys.choose_for(&subject(ends, INITIAL_NUMBER)), now);
+        // As Linux numbers the successor of a connection in TIME-WAIT.
+        let behind = floor.map(|floor| floor.plus(65_537)).filter(|least| iss.is_before(*least));
+        let clock = self.keys.choose_for(&subject(ends, CLOCK));
+        Shim::new(behind.unwrap_or(iss), low(clock))
+    }
+
+    /// Lets a connection send and its service act, and sees to what has become of it.
+    fn serve(&mut self, slot: usize, now: Instant) {
+        let Self { wire, out, live, .. } = self;
+        let Some(connection) = live.get_mut(slot) else { return };
         if connection.owner == Owner::Echo {
             connection.echo();
         }
-        self.wire.flush(&mut connection.sockets, now);
-        connection.due = self.wire.interface.poll_at(clock(now), &connection.sockets).map(from_clock);
-        if connection.state() == State::Closed {
-            self.flows.remove(&handle);
+        connection.flush(wire, out, now);
+        let (state, stream) = (connection.state(), connection.stream);
+        if let Some(id) = connection.listener.filter(|_| state != State::SynReceived) {
+            connection.listener = None;
+            self.announce(id, stream, state);
+        }
+        match state {
+            State::Closed | State::Listen => self.bury(slot),
+            _ => self.set_timer(slot),
+        }
+    }
+
+    /// A handshake is over: the stream waits to be accepted, unless nothing came of it.
+    fn announce(&mut self, id: TcpListener, stream: TcpStream, state: State) {
+        let Some(listener) = self.listeners.get_mut(&id) else { return };
+        listener.half_open = listener.half_open.saturating_sub(1);
+        let came_of_it = !matches!(state, State::Closed | State::Listen);
+        if came_of_it && listener.owner == Owner::Embedder {
+            listener.arrived.push_back(stream);
+            listener.wake();
+        } else if let Some(connection) = self.ids.get(&stream).and_then(|slot| self.live.get_mut(*slot))
+            && !came_of_it
+        {
+            connection.owner = Owner::Orphan;
+        }
+    }
+
+    /// A connection is over. Its owner may still read what has arrived, and is told why it ended.
+    fn bury(&mut self, slot: usize) {
+        let Some(connection) = self.live.get_mut(slot) else { return };
+        let (stream, failure) = (connection.stream, connection.failure);
+        let is_owned = connection.owner == Owner::Embedder;
+        if is_owned && failure.is_none() && connection.socket().recv_queue() > 0 {
+            self.unfile(slot);
+            return;
+        }
+        self.remove(slot);
+        if is_owned {
+            self.ended.insert(stream, failure);
+        }
+    }
+
+    fn insert(&mut self, connection: Connection) -> usize {
+        let (stream, ends) = (connection.stream, connection.ends);
+        let slot = self.live.insert(connection);
+        self.ids.insert(stream, slot);
+        let Self { index, live, keys, .. } = self;
+        let place = |slot: &usize| live.get(*slot).map_or(0, |connection| filed(keys, &connection.ends));
+        index.insert_unique(filed(keys, &ends), slot, place);
+        slot
+    }
+
+    fn find(&self, ends: &Ends) -> Option<usize> {
+        let is_it = |slot: &usize| self.live.get(*slot).is_some_and(|connection| connection.ends == *ends);
+        self.index.find(filed(&self.keys, ends), is_it).copied()
+    }
+
+    /// Takes a connection out of the index: its ends are free for another.
+    fn unfile(&mut self, slot: usize) {
+        let Some(connection) = self.live.get_mut(slot) else { return };
+        if let Some(queued) = connection.queued.take() {
+            self.timers.remove(&(queued, connection.stream));
+        }
+        if let Ok(entry) = self.index.find_entry(filed(&self.keys, &connection.ends), |found| *found == slot) {
+            entry.remove();
+        }
+    }
+
+    fn remove(&mut self, slot: usize) {
+        self.unfile(slot);
+        if let Some(connection) = self.live.try_remove(slot) {
+            self.ids.remove(&connection.stream);
         }
     }
 
     pub(super) fn poll(&mut self, now: Instant) {
-        let due = |connection: &Connection| connection.due.is_some_and(|due| due <= now);
-        let handles = self.flows.iter().filter(|(_, connection)| due(connection)).map(|(handle, _)| *handle);
-        for handle in handles.collect::<Vec<TcpHandle>>() {
-            self.serve(handle, now);
+        while let Some((due, stream)) = self.timers.first().copied().filter(|(due, _)| *due <= now) {
+            self.timers.remove(&(due, stream));
+            let Some(slot) = self.ids.get(&stream).copied() else { continue };
+            let Self { wire, out, live, .. } = self;
+            let Some(connection) = live.get_mut(slot) else { continue };
+            connection.queued = None;
+            if connection.deadline().is_some_and(|deadline| deadline <= now) {
+                connection.lose_patience(wire, out, now);
+                self.serve(slot, now);
+            }
+            self.set_timer(slot);
         }
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.flows.values().filter_map(|connection| connection.due).min()
+        self.timers.first().map(|(due, _)| *due)
+    }
+
+    /// Queues a connection for its deadline, unless it is queued for an earlier time already.
+    fn set_timer(&mut self, slot: usize) {
+        let Some(connection) = self.live.get_mut(slot) else { return };
+        let Some(deadline) = connection.deadline() else { return };
+        if connection.queued.is_some_and(|queued| queued <= deadline) {
+            return;
+        }
+        if let Some(queued) = connection.queued.replace(deadline) {
+            self.timers.remove(&(queued, connection.stream));
+        }
+        self.timers.insert((deadline, connection.stream));
+    }
+
+    fn next_id(&mut self) -> TcpStream {
+        let stream = TcpStream(self.next_stream);
+        self.next_stream = self.next_stream.wrapping_add(1);
+        stream
     }
 }
 
 impl core::fmt::Debug for Connections {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         // Sockets would print their sequence numbers and buffers.
-        f.debug_struct("Connections").field("handles", &self.flows.keys()).finish_non_exhaustive()
+        f.debug_struct("Connections").field("streams", &self.ids.keys()).finish_non_exhaustive()
     }
 }
 
 impl Connection {
-    fn new(owner: Owner) -> Self {
-        let mut socket =
-            Socket::new(SocketBuffer::new(vec![0; RECEIVE_BUFFER]), SocketBuffer::new(vec![0; SEND_BUFFER]));
-        // A kernel's connection acknowledges its first segments at once, and so does this one all of them.
-        socket.set_ack_delay(None);
-        let mut sockets = SocketSet::new(Vec::new());
-        let socket = sockets.add(socket);
-        Self { sockets, socket, owner, due: None }
-    }
-
-    fn state(&self) -> State {
-        self.sockets.get::<Socket<'_>>(self.socket).state()
-    }
-
-    fn socket(&mut self) -> &mut Socket<'static> {
-        self.sockets.get_mut(self.socket)
-    }
-
-    /// Sends back what has arrived, as far as there is room, and closes after the peer.
-    fn echo(&mut self) {
+    /// If this connection is in TIME-WAIT and a SYN starts its successor: the number behind our last one.
+    fn succeeded_by(&mut self, datagram: &[u8]) -> Option<Seq> {
+        let syn = Head::read(datagram)?;
         let socket = self.socket();
-        while socket.can_recv() && socket.can_send() {
-            let room = socket.send_capacity().saturating_sub(socket.send_queue());
-            let taken = socket.recv(|bytes| {
-                let taken = bytes.get(..bytes.len().min(room)).unwrap_or_default().to_vec();
-                (taken.len(), taken)
-            });
-            let Ok(taken) = taken else { return };
-            if taken.is_empty() || socket.send_slice(&taken).is_err() {
-                return;
-            }
-        }
-        if !socket.may_recv() && socket.recv_queue() == 0 && socket.state() == State::CloseWait {
-            socket.close();
-        }
+        let (state, unread) = (socket.state(), socket.recv_queue());
+        let rcv_nxt = self.rcv_nxt(state, unread);
+        (state == State::TimeWait && self.shim.is_successor(&syn, rcv_nxt)).then_some(self.shim.nxt)
     }
 }
 
@@ -228,114 +354,30 @@ impl Local {
     }
 }
 
-impl Stack {
-    /// Accepts TCP connections at a port. The unspecified address stands for all: `0.0.0.0` for those of IPv4, `::` for
-    /// both versions'.
-    pub fn listen_tcp(&mut self, addr: IpAddr, port: u16) -> Result<TcpListener, LocalError> {
-        self.local.tcp.listen(addr, port, Owner::Embedder)
-    }
-
-    /// The next connection that has come to a listener.
-    pub fn tcp_accept(&mut self, listener: TcpListener) -> Option<TcpHandle> {
-        self.local.tcp.listeners.get_mut(&listener)?.arrived.pop_front()
-    }
-
-    /// Opens a connection. A drop of its SYN is no error: the connection times out, as in the kernel.
-    ///
-    /// `from` is this end; without it, the address that speaks to `remote` and a port nobody can guess.
-    pub fn tcp_connect(
-        &mut self,
-        from: Option<SocketAddr>,
-        remote: SocketAddr,
-        now: Instant,
-    ) -> Result<TcpHandle, LocalError> {
-        self.tell(now);
-        if self.local.tcp.flows.len() >= MAX_CONNECTIONS {
-            return Err(LocalError::TooMany { most: MAX_CONNECTIONS });
-        }
-        if remote.port() == 0 || from.is_some_and(|from| from.port() == 0) {
-            return Err(LocalError::PortZero);
-        }
-        let local = match from {
-            Some(from) if is_own(&self.links, from.ip()) => from,
-            Some(from) => return Err(LocalError::NoRoute { remote: from.ip() }),
-            None => self.ephemeral_end(remote)?,
-        };
-        let handle = TcpHandle { local, remote };
-        let Local { tcp, .. } = &mut self.local;
-        if tcp.flows.contains_key(&handle) {
-            return Err(LocalError::PortTaken { port: local.port() });
-        }
-        let mut connection = Connection::new(Owner::Embedder);
-        let socket = connection.sockets.get_mut::<Socket<'_>>(connection.socket);
-        socket
-            .connect(tcp.wire.interface.context(), remote, local)
-            .map_err(|_| LocalError::NoRoute { remote: remote.ip() })?;
-        tcp.flows.insert(handle, connection);
-        tcp.serve(handle, now);
-        self.settle(now);
-        Ok(handle)
-    }
-
-    /// Queues bytes for a connection; how many it took.
-    pub fn tcp_send(&mut self, handle: TcpHandle, bytes: &[u8], now: Instant) -> Result<usize, LocalError> {
-        let connection = self.local.tcp.flows.get_mut(&handle).ok_or(LocalError::Closed)?;
-        let sent = connection.socket().send_slice(bytes).map_err(|_| LocalError::Closed);
-        self.local.tcp.serve(handle, now);
-        self.settle(now);
-        sent
-    }
-
-    /// Takes what has arrived on a connection. Empty when nothing has; an error when nothing will any more.
-    pub fn tcp_recv(&mut self, handle: TcpHandle, now: Instant) -> Result<Vec<u8>, LocalError> {
-        let connection = self.local.tcp.flows.get_mut(&handle).ok_or(LocalError::Closed)?;
-        let socket = connection.socket();
-        let mut taken = Vec::new();
-        while let Ok(some) = socket.recv(|bytes| (bytes.len(), bytes.to_vec())) {
-            if some.is_empty() {
-                break;
-            }
-            taken.extend(some);
-        }
-        let over =
-            taken.is_empty() && !socket.may_recv() && !matches!(socket.state(), State::SynSent | State::SynReceived);
-        self.local.tcp.serve(handle, now);
-        self.settle(now);
-        if over { Err(LocalError::Closed) } else { Ok(taken) }
-    }
-
-    /// Whether a connection is open both ways.
-    pub fn tcp_is_open(&self, handle: TcpHandle) -> bool {
-        self.local.tcp.flows.get(&handle).is_some_and(|connection| connection.state() == State::Established)
-    }
-
-    /// Closes this end of a connection; what is queued is still sent.
-    pub fn tcp_close(&mut self, handle: TcpHandle, now: Instant) {
-        if let Some(connection) = self.local.tcp.flows.get_mut(&handle) {
-            connection.socket().close();
-            self.local.tcp.serve(handle, now);
-            self.settle(now);
-        }
-    }
-
-    /// An own end nobody uses towards that peer: the port is drawn (RFC 6056, section 3.3.2).
-    fn ephemeral_end(&mut self, remote: SocketAddr) -> Result<SocketAddr, LocalError> {
-        let addr =
-            self.routes.source_for(&self.links, remote.ip()).ok_or(LocalError::NoRoute { remote: remote.ip() })?;
-        for _ in 0..EPHEMERAL_TRIES {
-            let local = SocketAddr::new(addr, self.local.ephemeral_port(remote.port()));
-            if !self.local.tcp.flows.contains_key(&TcpHandle { local, remote }) {
-                return Ok(local);
-            }
-        }
-        Err(LocalError::NoPort)
-    }
+/// RFC 6528: a clock of 4 microseconds, moved by what nobody can guess of these two ends.
+fn initial_number(chosen: u64, now: Instant) -> Seq {
+    let clock = now.as_nanos().checked_div(4000).unwrap_or(0);
+    Seq(low(chosen).wrapping_add(low(clock)))
 }
 
-/// What a connection offers first: what Linux offers on a link of 1500 bytes.
-const RECEIVE_BUFFER: usize = 64_240;
-const SEND_BUFFER: usize = 65_536;
-/// Most connections at once.
-const MAX_CONNECTIONS: usize = 1024;
-/// Most connections that wait to be accepted at one listener.
-const BACKLOG: usize = 128;
+/// What is asked of a key about two ends.
+fn subject(ends: &Ends, asked: u64) -> [u64; 6] {
+    let Ends { local, remote } = ends;
+    let ([l1, l0], [r1, r0]) = (words(local.ip()), words(remote.ip()));
+    let ports = u64::from(local.port()) << 16 | u64::from(remote.port());
+    [l1, l0, r1, r0, ports, asked]
+}
+
+fn filed(keys: &WireChoices, ends: &Ends) -> u64 {
+    keys.fixed_for(&subject(ends, PLACE))
+}
+
+const fn low(word: u64) -> u32 {
+    (word & 0xffff_ffff) as u32
+}
+
+/// The listener of the echo service.
+const ECHO: TcpListener = TcpListener(0);
+const PLACE: u64 = 1;
+const INITIAL_NUMBER: u64 = 2;
+const CLOCK: u64 = 3;

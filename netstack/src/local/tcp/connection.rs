@@ -1,0 +1,376 @@
+//! One TCP connection of this host: a smoltcp socket in a set of its own, its shim, and what a save needs to know.
+
+use core::time::Duration;
+use std::collections::VecDeque;
+
+use hibernet_snapshot::Instant;
+use parking_lot::Mutex;
+use smoltcp::iface::{SocketHandle, SocketSet};
+use smoltcp::socket::tcp::{RecvError, Socket, SocketBuffer, State};
+
+use super::options::StreamOptions;
+use super::segment::{Ends, Head};
+use super::seq::Seq;
+use super::shim::{Admission, Passage, Shim};
+use super::{StreamError, TcpListener, TcpStream};
+use crate::drop_reason::DropReason;
+use crate::local::{Wire, clock, from_clock};
+
+/// One connection.
+pub(super) struct Connection {
+    pub(super) stream: TcpStream,
+    pub(super) ends: Ends,
+    pub(super) owner: Owner,
+    /// The listener that will hand the stream out, as long as the handshake is not finished.
+    pub(super) listener: Option<TcpListener>,
+    pub(super) options: StreamOptions,
+    pub(super) shim: Shim,
+    /// A save looks at the socket by `&self`, and smoltcp's peek wants `&mut`. Nobody waits for this lock: whoever has
+    /// `&mut` goes around it.
+    sockets: Mutex<SocketSet<'static>>,
+    socket: SocketHandle,
+    /// The bytes in the socket's send buffer: nothing of smoltcp shows them.
+    pub(super) unacked: VecDeque<u8>,
+    /// The number of the first of them.
+    pub(super) base: Seq,
+    /// The number of the first byte nobody has read.
+    pub(super) start: Seq,
+    /// When the connection is given up, and what for.
+    pub(super) patience: Option<(Wait, Instant)>,
+    /// When smoltcp's timers want it next.
+    pub(super) due: Option<Instant>,
+    /// When it is queued to be looked at.
+    pub(super) queued: Option<Instant>,
+    /// Why it ended, where it did not end in order.
+    pub(super) failure: Option<StreamError>,
+}
+
+/// Who reads and writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Owner {
+    /// The echo service.
+    Echo,
+    /// Who holds the stream's id.
+    Embedder,
+    /// Nobody any more: what is queued is still sent.
+    Orphan,
+}
+
+/// What a connection waits for, and not for ever.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wait {
+    /// The end of a handshake.
+    Handshake,
+    /// The acknowledgement of data or of a FIN.
+    Acknowledgement,
+    /// The FIN of a peer that nobody here listens to any more.
+    Fin,
+    /// A sign of life.
+    Life,
+}
+
+impl Connection {
+    pub(super) fn new(stream: TcpStream, ends: Ends, owner: Owner, options: StreamOptions, shim: Shim) -> Self {
+        let room = |bytes: u32| SocketBuffer::new(vec![0; usize::try_from(bytes).unwrap_or(0)]);
+        let mut socket = Socket::new(room(options.receive_buffer), room(options.send_buffer));
+        // A kernel's connection acknowledges its first segments at once, and so does this one all of them.
+        socket.set_ack_delay(None);
+        socket.set_congestion_control(options.congestion.into());
+        socket.set_tsval_generator(shim.clock.map(|_| no_time as fn() -> u32));
+        let mut sockets = SocketSet::new(Vec::new());
+        let socket = sockets.add(socket);
+        let base = shim.iss.plus(1);
+        let mut connection = Self {
+            stream,
+            ends,
+            owner,
+            listener: None,
+            options,
+            shim,
+            sockets: Mutex::new(sockets),
+            socket,
+            unacked: VecDeque::new(),
+            base,
+            start: Seq(0),
+            patience: None,
+            due: None,
+            queued: None,
+            failure: None,
+        };
+        connection.apply_options();
+        connection
+    }
+
+    /// Hands the settings that may change to the socket.
+    pub(super) fn apply_options(&mut self) {
+        let StreamOptions { nodelay, keepalive, hop_limit, .. } = self.options;
+        let socket = self.socket();
+        socket.set_nagle_enabled(!nodelay);
+        socket.set_hop_limit(Some(hop_limit.max(1)));
+        let keepalive = keepalive.map(|every| smoltcp::time::Duration::from_micros(micros(every)));
+        if socket.keep_alive() != keepalive {
+            socket.set_keep_alive(keepalive);
+        }
+    }
+
+    pub(super) fn socket(&mut self) -> &mut Socket<'static> {
+        self.sockets.get_mut().get_mut(self.socket)
+    }
+
+    /// Looks at the socket without disturbing it.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&mut Socket<'static>) -> T) -> T {
+        look(self.sockets.lock().get_mut(self.socket))
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.look(|socket| socket.state())
+    }
+
+    /// SND.UNA.
+    pub(super) fn una(&self, state: State) -> Seq {
+        match state {
+            State::SynSent | State::SynReceived => self.shim.iss,
+            State::FinWait2 | State::TimeWait => self.base.plus(1),
+            _ => self.base,
+        }
+    }
+
+    /// RCV.NXT.
+    pub(super) fn rcv_nxt(&self, state: State, unread: usize) -> Seq {
+        let unread = u32::try_from(unread).unwrap_or(0);
+        self.start.plus(unread).plus(u32::from(has_peer_fin(state)))
+    }
+
+    /// Gives the connection a segment. What it answers at once is appended to `out`.
+    pub(super) fn feed(
+        &mut self,
+        mut datagram: Vec<u8>,
+        wire: &mut Wire,
+        out: &mut VecDeque<Vec<u8>>,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let head = Head::read(&datagram).ok_or(DropReason::LocalMalformed)?;
+        let socket = self.socket();
+        let (before, unread) = (socket.state(), socket.recv_queue());
+        let (una, rcv_nxt) = (self.una(before), self.rcv_nxt(before, unread));
+        let ends = self.ends;
+        let passage = match before {
+            State::Closed => return Err(DropReason::NoConnection),
+            State::Listen | State::SynSent => Passage::plain(&head),
+            _ => match self.shim.admit(&head, before, una, rcv_nxt, now) {
+                Admission::Take(passage) => {
+                    self.shim.hear(&head, now);
+                    passage
+                }
+                Admission::Challenge(reason) => {
+                    out.extend(self.shim.challenge(&ends, rcv_nxt, now));
+                    return Err(reason);
+                }
+                Admission::Repeat => {
+                    let (mss, shift) = (wire.mss(ends.local.ip()), self.options.shift());
+                    out.extend(self.shim.syn_ack(&ends, mss, shift, rcv_nxt, now));
+                    return Ok(());
+                }
+                Admission::Drop(reason) => return Err(reason),
+            },
+        };
+        if passage.bare_first
+            && let Some(bare) = self.shim.bare(&ends, &passage, rcv_nxt)
+        {
+            wire.feed(bare, self.sockets.get_mut(), now);
+            self.collect(wire, out, now);
+        }
+        self.shim.deliver(&mut datagram, &head, &passage);
+        wire.feed(datagram, self.sockets.get_mut(), now);
+        let after = self.socket().state();
+        if matches!(before, State::Listen | State::SynSent) && !matches!(after, State::Listen | State::SynSent) {
+            self.shim.meet(&head, self.options.shift(), now);
+            self.start = head.seq.plus(1);
+        }
+        self.collect(wire, out, now);
+        self.failure = match (before, after) {
+            (State::SynSent, State::Closed) if head.rst => Some(StreamError::Refused),
+            (_, State::Closed | State::Listen) if head.rst => Some(StreamError::Reset),
+            _ => self.failure,
+        };
+        let progress = self.una(after) != una || self.zero_window_is_heard();
+        self.rearm(progress, now);
+        Ok(())
+    }
+
+    /// Lets the connection send what it can. What it sends is appended to `out`.
+    pub(super) fn flush(&mut self, wire: &mut Wire, out: &mut VecDeque<Vec<u8>>, now: Instant) {
+        let socket = self.socket();
+        // At the end of TIME-WAIT smoltcp throws away what nobody has read yet.
+        if socket.state() != State::TimeWait || socket.recv_queue() == 0 {
+            wire.flush(self.sockets.get_mut(), now);
+            self.collect(wire, out, now);
+        }
+        self.due = wire.interface.poll_at(clock(now), self.sockets.get_mut()).map(from_clock);
+        if self.socket().state() == State::TimeWait && self.socket().recv_queue() > 0 {
+            self.due = None;
+        }
+        self.rearm(false, now);
+    }
+
+    /// When the connection has to be looked at.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let patience = self.patience.map(|(_, until)| until);
+        [self.due, patience].into_iter().flatten().min()
+    }
+
+    /// Gives the connection up if it has waited long enough. A peer that has answered before is told.
+    pub(super) fn lose_patience(&mut self, wire: &mut Wire, out: &mut VecDeque<Vec<u8>>, now: Instant) {
+        let Some((wait, _)) = self.patience.filter(|(_, until)| *until <= now) else { return };
+        self.failure = Some(StreamError::TimedOut);
+        self.socket().abort();
+        self.patience = None;
+        if wait != Wait::Handshake {
+            wire.flush(self.sockets.get_mut(), now);
+            self.collect(wire, out, now);
+        }
+    }
+
+    /// Ends the connection with a reset.
+    pub(super) fn abort(&mut self) {
+        self.socket().abort();
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<usize, StreamError> {
+        let failure = self.failure;
+        let socket = self.socket();
+        match socket.state() {
+            State::SynSent | State::SynReceived | State::Listen => return Err(StreamError::WouldBlock),
+            State::Closed => return Err(failure.unwrap_or(StreamError::BrokenPipe)),
+            _ => {}
+        }
+        let taken = socket.send_slice(bytes).map_err(|_| StreamError::BrokenPipe)?;
+        if taken == 0 && !bytes.is_empty() {
+            return Err(StreamError::WouldBlock);
+        }
+        self.unacked.extend(bytes.get(..taken).unwrap_or_default());
+        Ok(taken)
+    }
+
+    pub(super) fn read(&mut self, room: &mut [u8]) -> Result<usize, StreamError> {
+        let failure = self.failure;
+        let socket = self.socket();
+        let taken = match socket.recv_slice(room) {
+            Ok(0) if !room.is_empty() => return Err(StreamError::WouldBlock),
+            Ok(taken) => taken,
+            Err(RecvError::Finished) => return Ok(0),
+            Err(RecvError::InvalidState) => {
+                return match socket.state() {
+                    State::SynSent | State::SynReceived | State::Listen => Err(StreamError::WouldBlock),
+                    _ => failure.map_or(Ok(0), Err),
+                };
+            }
+        };
+        self.start = self.start.plus(u32::try_from(taken).unwrap_or(0));
+        Ok(taken)
+    }
+
+    /// Sends back what has arrived, as far as there is room, and closes after the peer.
+    pub(super) fn echo(&mut self) {
+        let mut bytes = [0; 2048];
+        loop {
+            let socket = self.socket();
+            let room = socket.send_capacity().saturating_sub(socket.send_queue()).min(bytes.len());
+            if !socket.can_send() {
+                break;
+            }
+            let Some(Ok(taken)) = bytes.get_mut(..room).map(|room| self.read(room)) else { break };
+            if taken == 0 || bytes.get(..taken).is_none_or(|bytes| self.write(bytes).is_err()) {
+                break;
+            }
+        }
+        let socket = self.socket();
+        if socket.state() == State::CloseWait && socket.recv_queue() == 0 {
+            socket.close();
+        }
+    }
+
+    /// Arms the patience for what the connection waits for now; anew if there is progress.
+    pub(super) fn rearm(&mut self, progress: bool, now: Instant) {
+        let Some(wait) = self.waits_for() else {
+            self.patience = None;
+            return;
+        };
+        let is_renewed = progress && matches!(wait, Wait::Acknowledgement | Wait::Life);
+        if self.patience.is_some_and(|(armed, _)| armed == wait) && !is_renewed {
+            return;
+        }
+        let StreamOptions { keepalive, user_timeout, .. } = self.options;
+        let long = match wait {
+            Wait::Handshake if self.listener.is_some() => SYN_RECEIVED,
+            Wait::Handshake => user_timeout.unwrap_or(SYN_SENT),
+            Wait::Acknowledgement => user_timeout.unwrap_or(ACKNOWLEDGEMENT),
+            Wait::Fin => FIN,
+            Wait::Life => keepalive.unwrap_or_default().saturating_mul(KEEPALIVES),
+        };
+        self.patience = Some((wait, now.saturating_add(long)));
+    }
+
+    /// What the connection waits for.
+    pub(super) fn waits_for(&mut self) -> Option<Wait> {
+        let has_data = !self.unacked.is_empty();
+        match self.socket().state() {
+            State::SynSent | State::SynReceived => Some(Wait::Handshake),
+            State::Listen | State::Closed | State::TimeWait => None,
+            State::FinWait1 | State::Closing | State::LastAck => Some(Wait::Acknowledgement),
+            _ if has_data => Some(Wait::Acknowledgement),
+            State::FinWait2 if self.owner == Owner::Orphan => Some(Wait::Fin),
+            _ => self.options.keepalive.map(|_| Wait::Life),
+        }
+    }
+
+    /// A peer that offers no window but answers is alive; only a user's own timeout counts against it.
+    fn zero_window_is_heard(&mut self) -> bool {
+        match self.waits_for() {
+            Some(Wait::Acknowledgement) => self.shim.peer_window == 0 && self.options.user_timeout.is_none(),
+            _ => true,
+        }
+    }
+
+    /// Takes what the socket has sent, in the wire's numbers, and notes what has been acknowledged.
+    fn collect(&mut self, wire: &mut Wire, out: &mut VecDeque<Vec<u8>>, now: Instant) {
+        while let Some(mut datagram) = wire.device.take_sent() {
+            self.shim.send(&mut datagram, &self.ends, now);
+            out.push_back(datagram);
+        }
+        let queued = self.socket().send_queue();
+        let acked = self.unacked.len().saturating_sub(queued);
+        self.unacked.drain(..acked);
+        self.base = self.base.plus(u32::try_from(acked).unwrap_or(0));
+    }
+
+    /// The set and the socket in it, for the rebuild.
+    pub(super) fn sockets(&mut self) -> &mut SocketSet<'static> {
+        self.sockets.get_mut()
+    }
+}
+
+/// Whether the peer's FIN has been taken in that state.
+pub(super) const fn has_peer_fin(state: State) -> bool {
+    matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait)
+}
+
+/// smoltcp has a timestamp to write into; the shim writes it.
+const fn no_time() -> u32 {
+    0
+}
+
+pub(super) fn micros(wait: Duration) -> u64 {
+    u64::try_from(wait.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Six repeats of a SYN (`tcp_syn_retries`).
+const SYN_SENT: Duration = Duration::from_secs(127);
+/// Five repeats of a SYN-ACK (`tcp_synack_retries`).
+const SYN_RECEIVED: Duration = Duration::from_secs(63);
+/// Fifteen repeats of a segment (`tcp_retries2`).
+const ACKNOWLEDGEMENT: Duration = Duration::from_millis(924_600);
+/// `tcp_fin_timeout`.
+const FIN: Duration = Duration::from_secs(60);
+/// Nine probes without an answer (`tcp_keepalive_probes`), after the first silence.
+const KEEPALIVES: u32 = 10;
