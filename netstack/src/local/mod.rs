@@ -20,7 +20,7 @@ use thiserror::Error;
 use self::device::MemoryDevice;
 use self::tcp::Connections;
 pub use self::tcp::{Congestion, ListenOptions, StreamError, StreamOptions, StreamState, TcpListener, TcpStream};
-pub(crate) use self::tcp::{Ends, Rebuilt, Segment, StreamReset, TcpSection};
+pub(crate) use self::tcp::{Ends, Fed, Rebuilt, Segment, StreamReset, TcpSection};
 pub use self::udp::UdpHandle;
 use self::udp::UdpSockets;
 use crate::link::Links;
@@ -243,8 +243,12 @@ impl Wire {
 
     /// Lets a set of sockets send all it has to send.
     fn flush(&mut self, sockets: &mut SocketSet<'static>, now: Instant) {
+        self.flush_at(sockets, clock(now));
+    }
+
+    fn flush_at(&mut self, sockets: &mut SocketSet<'static>, at: smoltcp::time::Instant) {
         for _ in 0..FLUSH_LIMIT {
-            if self.interface.poll_egress(clock(now), &mut self.device, sockets) == PollResult::None {
+            if self.interface.poll_egress(at, &mut self.device, sockets) == PollResult::None {
                 return;
             }
         }

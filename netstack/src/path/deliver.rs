@@ -10,7 +10,7 @@ use smoltcp::wire::{TcpPacket, TcpRepr, UdpPacket};
 use crate::drop_reason::DropReason;
 use crate::hook::Hook;
 use crate::icmp::{IcmpError, timestamp_reply};
-use crate::local::{Ends, Segment};
+use crate::local::{Ends, Fed, Segment};
 use crate::packet::Packet;
 use crate::reject::{Reset, transport_checksum_holds};
 use crate::stack::Stack;
@@ -82,7 +82,8 @@ impl Stack {
 
     fn deliver_tcp(&mut self, packet: Packet, segment: Segment, now: Instant) {
         match self.local.feed_segment(segment, plain(&packet, packet.dst()), now) {
-            Ok(()) => {}
+            Ok(Fed::Connection) => {}
+            Ok(Fed::Cookie) => count(&mut self.stats.cookies_accepted),
             Err(reason) => {
                 self.drop_packet(reason, &packet);
                 if reason == DropReason::NoConnection {

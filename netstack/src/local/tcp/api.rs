@@ -97,7 +97,11 @@ impl Stack {
     /// Takes bytes that have arrived; how many. 0 means that the peer has sent all it will;
     /// [`StreamError::WouldBlock`] that nothing has come yet.
     pub fn tcp_read(&mut self, stream: TcpStream, room: &mut [u8], now: Instant) -> Result<usize, StreamError> {
-        self.with_stream(stream, now, |connection| connection.read(room))
+        match self.with_stream(stream, now, |connection| connection.read(room)) {
+            // It ended in order, and all has been read.
+            Err(StreamError::BrokenPipe) => Ok(0),
+            read => read,
+        }
     }
 
     /// Ends this side: the peer gets a FIN behind what is queued. Reading goes on.
@@ -190,7 +194,8 @@ impl Stack {
     /// All streams that are not given back, in the order they were opened.
     pub fn tcp_streams(&self) -> Vec<TcpStream> {
         let tcp = &self.local.tcp;
-        let mut streams: Vec<_> = tcp.ids.keys().chain(tcp.ended.keys()).copied().collect();
+        let is_owned = |stream: &&TcpStream| tcp.connection(**stream).is_some();
+        let mut streams: Vec<_> = tcp.ids.keys().filter(is_owned).chain(tcp.ended.keys()).copied().collect();
         streams.sort_unstable();
         streams
     }
@@ -236,11 +241,11 @@ impl Stack {
 
 impl Connections {
     fn connection(&self, stream: TcpStream) -> Option<&Connection> {
-        self.live.get(*self.ids.get(&stream)?)
+        self.live.get(*self.ids.get(&stream)?).filter(|connection| connection.owner == Owner::Embedder)
     }
 
     fn connection_mut(&mut self, stream: TcpStream) -> Option<&mut Connection> {
-        self.live.get_mut(*self.ids.get(&stream)?)
+        self.live.get_mut(*self.ids.get(&stream)?).filter(|connection| connection.owner == Owner::Embedder)
     }
 
     fn connect(
@@ -277,16 +282,17 @@ impl Connections {
         now: Instant,
         act: impl FnOnce(&mut Connection) -> Result<T, StreamError>,
     ) -> Result<T, StreamError> {
-        let Some(slot) = self.ids.get(&stream).copied() else {
+        let Some(connection) = self.connection_mut(stream) else {
             return Err(match self.ended.get(&stream) {
                 Some(Some(failure)) => *failure,
                 Some(None) => StreamError::BrokenPipe,
                 None => StreamError::NoSuchStream,
             });
         };
-        let Some(connection) = self.live.get_mut(slot) else { return Err(StreamError::NoSuchStream) };
         let done = act(connection);
-        self.serve(slot, now);
+        if let Some(slot) = self.ids.get(&stream).copied() {
+            self.serve(slot, now);
+        }
         done
     }
 

@@ -219,16 +219,14 @@ impl Connection {
         [self.due, patience].into_iter().flatten().min()
     }
 
-    /// Gives the connection up if it has waited long enough. A peer that has answered before is told.
-    pub(super) fn lose_patience(&mut self, wire: &mut Wire, out: &mut VecDeque<Vec<u8>>, now: Instant) {
-        let Some((wait, _)) = self.patience.filter(|(_, until)| *until <= now) else { return };
+    /// Gives the connection up if it has waited long enough. True if that is all: a peer that has answered before is still to
+    /// be told, with the reset the socket sends next.
+    pub(super) fn lose_patience(&mut self, now: Instant) -> bool {
+        let Some((wait, _)) = self.patience.filter(|(_, until)| *until <= now) else { return false };
         self.failure = Some(StreamError::TimedOut);
-        self.socket().abort();
         self.patience = None;
-        if wait != Wait::Handshake {
-            wire.flush(self.sockets.get_mut(), now);
-            self.collect(wire, out, now);
-        }
+        self.socket().abort();
+        wait == Wait::Handshake
     }
 
     /// Ends the connection with a reset.

@@ -7,7 +7,6 @@ use core::net::{IpAddr, SocketAddr};
 use std::collections::{BTreeMap, BTreeSet};
 
 use hibernet_snapshot::{Instant, Invalid, Snapshot};
-use smoltcp::socket::tcp::State;
 
 use super::connection::{Connection, Owner, Wait, has_peer_fin, micros};
 use super::cookie::{Cookies, PERIOD};
@@ -99,9 +98,9 @@ pub(super) struct StreamImage {
     /// Microseconds until it is given up.
     #[snapshot(saved)]
     pub(super) patience: Option<u64>,
-    /// Microseconds until TIME-WAIT is over.
+    /// Microseconds until the next retransmission, or until TIME-WAIT is over; 0 where nothing of the kind is due.
     #[snapshot(saved)]
-    pub(super) time_wait: u64,
+    pub(super) timer: u64,
 }
 
 /// Timestamps of a connection.
@@ -192,7 +191,7 @@ impl Connections {
 }
 
 impl Connection {
-    fn image(&self, now: Instant) -> StreamImage {
+    pub(super) fn image(&self, now: Instant) -> StreamImage {
         let (state, unread) = self.look(|socket| {
             let mut unread = vec![0; socket.recv_queue()];
             let read = socket.peek_slice(&mut unread).unwrap_or(0);
@@ -201,11 +200,6 @@ impl Connection {
         });
         let since = |later: Instant| micros(later.saturating_since(now));
         let ticks = |at: Instant| u64::try_from(clock(at).total_micros()).unwrap_or(0);
-        let left = match self.due {
-            Some(due) => ticks(due).saturating_sub(ticks(now)),
-            // Its end waits for the reader.
-            None => TIME_WAIT,
-        };
         let Offers { mss, scale, sack } = self.shim.offers;
         let clock = |Clock { offset: _, recent, recent_until }: Clock| ClockImage {
             value: self.shim.timestamp(now),
@@ -213,7 +207,7 @@ impl Connection {
             recent_for: since(recent_until),
         };
         let end = |end: SocketAddr| (end.ip(), end.port());
-        StreamImage {
+        let mut image = StreamImage {
             local: end(self.ends.local),
             remote: end(self.ends.remote),
             state: state.into(),
@@ -232,8 +226,12 @@ impl Connection {
             unread,
             unacked: self.unacked.iter().copied().collect(),
             patience: self.patience.map(|(_, until)| since(until)),
-            time_wait: if state == State::TimeWait { left.min(TIME_WAIT) } else { 0 },
+            timer: 0,
+        };
+        if image.has_timer() {
+            image.timer = self.due.map_or(0, |due| ticks(due).saturating_sub(ticks(now)).min(MOST_TIMER));
         }
+        image
     }
 }
 
@@ -266,6 +264,17 @@ impl StreamImage {
             _ if !self.unacked.is_empty() => Some(Wait::Acknowledgement),
             FinWait2 if self.owner == OwnerImage::Orphan => Some(Wait::Fin),
             _ => self.options.keepalive.map(|_| Wait::Life),
+        }
+    }
+
+    /// Whether a timer of the socket runs: a retransmission, the probe of a closed window, or TIME-WAIT whose end does not wait
+    /// for the reader.
+    pub(super) fn has_timer(&self) -> bool {
+        match self.state {
+            StreamState::SynSent | StreamState::SynReceived => true,
+            StreamState::TimeWait => self.unread.is_empty(),
+            StreamState::FinWait2 | StreamState::Closed => false,
+            _ => self.nxt != self.base || self.peer_window == 0 && !self.unacked.is_empty(),
         }
     }
 
@@ -320,12 +329,8 @@ impl StreamImage {
         let patient = self.patience.is_some() == self.waits_for().is_some();
         let patient = patient && self.patience.is_none_or(|left| left <= MOST_PATIENCE);
         expect(patient, "patience", format!("{:?}", self.patience), "what the state waits for")?;
-        let waits = match self.state {
-            StreamState::TimeWait if self.unread.is_empty() => self.time_wait <= TIME_WAIT,
-            StreamState::TimeWait => self.time_wait == TIME_WAIT,
-            _ => self.time_wait == 0,
-        };
-        expect(waits, "time_wait", self.time_wait.to_string(), "10 s at most, in TIME-WAIT alone")?;
+        let times = self.timer <= if self.has_timer() { MOST_TIMER } else { 0 };
+        expect(times, "timer", self.timer.to_string(), "an hour at most, where something is due")?;
         expect(!handshake || self.owner != OwnerImage::Orphan, "owner", "Orphan".into(), "an owner, in a handshake")
     }
 }
@@ -436,7 +441,7 @@ impl From<OwnerImage> for Owner {
     }
 }
 
-/// smoltcp's TIME-WAIT, in microseconds.
-pub(super) const TIME_WAIT: u64 = 10_000_000;
+/// Retransmissions are not further apart than a minute in smoltcp; in microseconds.
+pub(super) const MOST_TIMER: u64 = 3_600_000_000;
 /// The longest of all waits is ten keepalive intervals of the longest kind; in microseconds.
 const MOST_PATIENCE: u64 = 320 * 24 * 3600 * 1_000_000;

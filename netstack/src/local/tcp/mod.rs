@@ -84,6 +84,15 @@ pub(crate) struct Segment {
     pub(crate) readable: bool,
 }
 
+/// Who took a segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fed {
+    /// A connection, or a listener that opened one.
+    Connection,
+    /// A listener, for the cookie in it.
+    Cookie,
+}
+
 /// All connections and listeners.
 pub(super) struct Connections {
     pub(super) wire: Wire,
@@ -147,7 +156,7 @@ impl Connections {
         self.most = most;
     }
 
-    fn feed(&mut self, segment: Segment, datagram: Vec<u8>, now: Instant) -> Result<(), DropReason> {
+    fn feed(&mut self, segment: Segment, datagram: Vec<u8>, now: Instant) -> Result<Fed, DropReason> {
         let Segment { ends, opening, acknowledges, readable } = segment;
         if let Some(slot) = self.find(&ends) {
             if !readable {
@@ -158,7 +167,7 @@ impl Connections {
             let Some(floor) = successor else {
                 let fed = connection.feed(datagram, &mut self.wire, &mut self.out, now);
                 self.serve(slot, now);
-                return fed;
+                return fed.map(|()| Fed::Connection);
             };
             self.remove(slot);
             return self.accept(ends, datagram, Some(floor), now);
@@ -166,7 +175,7 @@ impl Connections {
         let Some(listener) = self.listener(ends.local) else { return Err(DropReason::NoConnection) };
         if !opening || !readable {
             if acknowledges && readable && self.finish_cookie(listener, ends, &datagram, now)? {
-                return Ok(());
+                return Ok(Fed::Cookie);
             }
             // RFC 9293, section 3.10.7.2: a listener answers an acknowledgement with a reset, and nothing else but a SYN.
             return Err(if acknowledges { DropReason::NoConnection } else { DropReason::LocalMalformed });
@@ -175,7 +184,7 @@ impl Connections {
     }
 
     /// Opens a connection for a SYN. `floor`: its numbers start behind this one.
-    fn accept(&mut self, ends: Ends, datagram: Vec<u8>, floor: Option<Seq>, now: Instant) -> Result<(), DropReason> {
+    fn accept(&mut self, ends: Ends, datagram: Vec<u8>, floor: Option<Seq>, now: Instant) -> Result<Fed, DropReason> {
         let Some(id) = self.listener(ends.local) else { return Err(DropReason::NoConnection) };
         let full = self.live.len() >= self.most;
         let Some(listener) = self.listeners.get_mut(&id).filter(|listener| !full && listener.has_place()) else {
@@ -196,7 +205,7 @@ impl Connections {
         }
         let slot = self.insert(connection);
         self.serve(slot, now);
-        Ok(())
+        Ok(Fed::Connection)
     }
 
     /// The wire's view of a connection to come: numbers after RFC 6528, behind `floor`.
@@ -216,6 +225,12 @@ impl Connections {
             connection.echo();
         }
         connection.flush(wire, out, now);
+        self.see_to(slot);
+    }
+
+    /// Sees to what has become of a connection.
+    fn see_to(&mut self, slot: usize) {
+        let Some(connection) = self.live.get_mut(slot) else { return };
         let (state, stream) = (connection.state(), connection.stream);
         if let Some(id) = connection.listener.filter(|_| state != State::SynReceived) {
             connection.listener = None;
@@ -294,14 +309,15 @@ impl Connections {
         while let Some((due, stream)) = self.timers.first().copied().filter(|(due, _)| *due <= now) {
             self.timers.remove(&(due, stream));
             let Some(slot) = self.ids.get(&stream).copied() else { continue };
-            let Self { wire, out, live, .. } = self;
-            let Some(connection) = live.get_mut(slot) else { continue };
+            let Some(connection) = self.live.get_mut(slot) else { continue };
             connection.queued = None;
-            if connection.deadline().is_some_and(|deadline| deadline <= now) {
-                connection.lose_patience(wire, out, now);
+            if connection.deadline().is_none_or(|deadline| deadline > now) {
+                self.set_timer(slot);
+            } else if connection.lose_patience(now) {
+                self.see_to(slot);
+            } else {
                 self.serve(slot, now);
             }
-            self.set_timer(slot);
         }
     }
 
@@ -349,7 +365,12 @@ impl Connection {
 
 impl Local {
     /// Gives a segment to its connection or to a listener.
-    pub(crate) fn feed_segment(&mut self, segment: Segment, datagram: Vec<u8>, now: Instant) -> Result<(), DropReason> {
+    pub(crate) fn feed_segment(
+        &mut self,
+        segment: Segment,
+        datagram: Vec<u8>,
+        now: Instant,
+    ) -> Result<Fed, DropReason> {
         self.tcp.feed(segment, datagram, now)
     }
 }

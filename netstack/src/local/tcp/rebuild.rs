@@ -12,7 +12,7 @@ use smoltcp::wire::{IpListenEndpoint, TcpControl, TcpRepr, TcpTimestampRepr};
 
 use super::connection::{Connection, Wait};
 use super::cookie::Cookies;
-use super::image::{ListenerImage, StreamImage, StreamReset, TIME_WAIT, TcpSection, length};
+use super::image::{ListenerImage, StreamImage, StreamReset, TcpSection, length};
 use super::listener::Listener;
 use super::segment::{self, Head, Offers};
 use super::seq::Seq;
@@ -53,9 +53,9 @@ impl Connections {
         let mut scratch = Scratch::new(entropy, now);
         for (id, image) in streams {
             let stream = TcpStream(id);
-            let outcome = match scratch.rebuild(stream, &image) {
+            let outcome = match scratch.rebuild_in_time(stream, &image) {
                 Ok(connection) => {
-                    self.adopt(connection, now);
+                    self.adopt(connection);
                     StreamOutcome::Kept
                 }
                 Err(fault) => {
@@ -72,14 +72,10 @@ impl Connections {
         rebuilt
     }
 
-    fn adopt(&mut self, mut connection: Connection, now: Instant) {
+    fn adopt(&mut self, connection: Connection) {
         if let Some(listener) = connection.listener.and_then(|id| self.listeners.get_mut(&id)) {
             listener.half_open = listener.half_open.saturating_add(1);
         }
-        connection.due = match (connection.state(), connection.socket().recv_queue()) {
-            (State::Closed, _) | (State::TimeWait, 1..) => None,
-            _ => self.wire.interface.poll_at(clock(now), connection.sockets()).map(from_clock),
-        };
         let is_closed = connection.state() == State::Closed;
         let slot = self.insert(connection);
         if is_closed {
@@ -91,9 +87,11 @@ impl Connections {
 }
 
 /// The interface in which handshakes are replayed.
-struct Scratch {
+pub(super) struct Scratch {
     wire: Wire,
     now: Instant,
+    /// smoltcp's time there.
+    at: smoltcp::time::Instant,
     /// What is thrown away.
     unsent: VecDeque<Head>,
 }
@@ -107,9 +105,36 @@ struct Led {
 }
 
 impl Scratch {
-    fn new(entropy: &mut Entropy, now: Instant) -> Self {
+    pub(super) fn new(entropy: &mut Entropy, now: Instant) -> Self {
         let seed = hibernet_conntrack::WireChoices::redraw(entropy).fixed([SCRATCH_SEED, 0]);
-        Self { wire: Wire::new(super::super::ANY_DATAGRAM, seed), now, unsent: VecDeque::new() }
+        Self { wire: Wire::new(super::super::ANY_DATAGRAM, seed), now, at: clock(now), unsent: VecDeque::new() }
+    }
+
+    /// A socket whose timer has as long to run as the saved one's.
+    ///
+    /// Timers start while the handshake is replayed. How long they run shows when that has been done; so it is done again, so
+    /// much sooner or later that they end when they should.
+    pub(super) fn rebuild_in_time(
+        &mut self,
+        stream: TcpStream,
+        image: &StreamImage,
+    ) -> Result<Connection, RebuildFault> {
+        self.at = clock(self.now);
+        let connection = self.rebuild(stream, image)?;
+        if !image.has_timer() {
+            return Ok(connection);
+        }
+        let runs = connection.due.map_or(0, |due| clock(due).total_micros().saturating_sub(self.at.total_micros()));
+        let mut connection = if runs > 0 {
+            let wanted = i64::try_from(image.timer).unwrap_or(i64::MAX);
+            let begin = self.at.total_micros().saturating_add(wanted.saturating_sub(runs));
+            self.at = smoltcp::time::Instant::from_micros(begin);
+            self.rebuild(stream, image)?
+        } else {
+            connection
+        };
+        connection.due = Some(from_clock(clock(self.now) + smoltcp::time::Duration::from_micros(image.timer)));
+        Ok(connection)
     }
 
     fn rebuild(&mut self, stream: TcpStream, image: &StreamImage) -> Result<Connection, RebuildFault> {
@@ -124,6 +149,10 @@ impl Scratch {
         let una = connection.una(image.state.into());
         connection.shim.resume(Seq(image.nxt), image.rcv_nxt(), window, shift, una);
         connection.apply_options();
+        connection.due = match (image.state, image.unread.is_empty()) {
+            (StreamState::Closed, _) | (StreamState::TimeWait, false) => None,
+            _ => self.wire.interface.poll_at(self.at, connection.sockets()).map(from_clock),
+        };
         Ok(connection)
     }
 
@@ -196,13 +225,7 @@ impl Scratch {
         }
         match image.state {
             Closing => self.say(&mut led, image, fin(at)),
-            TimeWait => {
-                // smoltcp's clock of TIME-WAIT starts with the peer's FIN: as long ago as it was.
-                let gone = TIME_WAIT.saturating_sub(image.time_wait);
-                let then = clock(self.now) - smoltcp::time::Duration::from_micros(gone);
-                let fin = TcpRepr { ack_number: Some(number(first.plus(1))), ..fin(at) };
-                self.say_at(&mut led, image, fin, then);
-            }
+            TimeWait => self.say(&mut led, image, TcpRepr { ack_number: Some(number(first.plus(1))), ..fin(at) }),
             _ => {}
         }
         if matches!(image.state, Closing | TimeWait) && fin_is_sent {
@@ -238,15 +261,16 @@ impl Scratch {
             return Ok(());
         }
         // Long ago, so that the answer does not count against the answers the socket may give from now on.
-        let then = clock(self.now) - smoltcp::time::Duration::from_secs(2);
+        let then = self.at.min(clock(self.now)) - smoltcp::time::Duration::from_secs(2);
         let unsent = TcpRepr {
             seq_number: number(image.rcv_nxt()),
             ack_number: Some(number(led.first.plus(FAR))),
             window_len: image.peer_window,
             ..EMPTY
         };
+        self.unsent.clear();
         self.say_at(led, image, unsent, then);
-        let answer = self.take_sent(led).ok_or(RebuildFault::Numbers)?;
+        let answer = self.unsent.pop_back().ok_or(RebuildFault::Numbers)?;
         let sent = answer.seq.since(led.first);
         let saved = Seq(image.nxt).since(Seq(image.base));
         if answer.ack != Some(image.rcv_nxt()) || sent > saved {
@@ -256,7 +280,7 @@ impl Scratch {
     }
 
     fn say(&mut self, led: &mut Led, image: &StreamImage, repr: TcpRepr<'_>) {
-        self.say_at(led, image, repr, clock(self.now));
+        self.say_at(led, image, repr, self.at);
     }
 
     fn say_at(&mut self, led: &mut Led, image: &StreamImage, repr: TcpRepr<'_>, at: smoltcp::time::Instant) {
@@ -271,7 +295,7 @@ impl Scratch {
 
     /// Lets the socket send, and throws away all but the last of what it has sent.
     fn hear(&mut self, led: &mut Led) -> Option<Head> {
-        self.wire.flush(led.connection.sockets(), self.now);
+        self.wire.flush_at(led.connection.sockets(), self.at);
         while let Some(head) = self.take_sent(led) {
             self.unsent.push_back(head);
         }

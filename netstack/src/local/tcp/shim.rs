@@ -168,6 +168,8 @@ impl Shim {
         if head.rst {
             let in_window = head.seq.since(rcv_nxt) >= 0 && head.seq.is_before(edge);
             return match head.seq == rcv_nxt {
+                // RFC 1337: what is over is not ended before its time.
+                true if state == State::TimeWait => Admission::Drop(DropReason::TcpUnacceptable),
                 true => Admission::Take(self.passage(head, head.ack, false)),
                 false if in_window => Admission::Challenge(DropReason::TcpUnacceptable),
                 false => Admission::Drop(DropReason::TcpUnacceptable),
