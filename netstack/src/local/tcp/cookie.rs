@@ -101,7 +101,7 @@ impl Connections {
             return None;
         }
         let head = Head::read(syn).filter(|head| head.syn && head.ack.is_none() && !head.rst && !head.fin)?;
-        let offers = Offers { mss: Some(MSS[mss_index(head.offers.mss)]), ..head.offers };
+        let offers = Offers { mss: MSS.get(mss_index(head.offers.mss)).copied(), ..head.offers };
         let iss = cookie(&self.keys, ends, head.seq, period(now), mss_index(head.offers.mss));
         let clock = Clock { offset: self.clock_offset(ends), recent: None, recent_until: now };
         let timestamps = head.timestamps.map(|stamps| (stamps.value, stamped(clock.at(now), &offers)));
