@@ -1,7 +1,8 @@
 //! How the body of a section is encoded: the one module that names the codec crate.
 //!
-//! Integers have a fixed width and enums a number, so every value has exactly one encoding: what decodes encodes to the same
-//! bytes again. A change here is a new format version.
+//! Integers have a fixed width and enums a number, so the codec has exactly one encoding for every value. Types whose own serde
+//! form is more generous (`Duration` takes two billion nanoseconds) get a stricter saved form in `leaves`. A change here is a new
+//! format version.
 
 use bincode::config::{Configuration, Fixint, LittleEndian};
 use serde::Serialize;

@@ -4,6 +4,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Entropy, GenerationId, Invalid, Schema, Snapshot};
 
 macro_rules! leaf {
@@ -25,7 +27,35 @@ macro_rules! leaf {
 }
 
 leaf!(u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize, bool, char, String);
-leaf!(IpAddr, Ipv4Addr, Ipv6Addr, Duration, GenerationId);
+leaf!(IpAddr, Ipv4Addr, Ipv6Addr, GenerationId);
+
+/// A [`Duration`] as it is written. In the place of serde's own form, which takes nanoseconds that make whole seconds and
+/// carries them: two spellings of one value, of which a save could give back only one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename = "Duration")]
+pub struct DurationSaved {
+    secs: u64,
+    nanos: u32,
+}
+
+/// Whole seconds and less than one in nanoseconds; more nanoseconds are refused.
+impl Snapshot for Duration {
+    type Saved = DurationSaved;
+    type Supplied = ();
+    const SCHEMA: Schema = Schema::Leaf { name: "Duration" };
+
+    fn save(&self) -> DurationSaved {
+        DurationSaved { secs: self.as_secs(), nanos: self.subsec_nanos() }
+    }
+
+    fn restore(saved: DurationSaved, (): (), _: &mut Entropy) -> Result<Self, Invalid> {
+        let DurationSaved { secs, nanos } = saved;
+        if nanos >= NANOS_PER_SEC {
+            return Err(Invalid::new("", format!("{nanos} ns"), "less than a second"));
+        }
+        Ok(Self::new(secs, nanos))
+    }
+}
 
 impl<T: Snapshot<Supplied = ()>> Snapshot for Option<T> {
     type Saved = Option<T::Saved>;
@@ -178,3 +208,5 @@ fn restore_all<T: Snapshot<Supplied = ()>>(
         .enumerate()
         .map(|(index, saved)| T::restore(saved, (), entropy).map_err(|invalid| invalid.at(index)))
 }
+
+const NANOS_PER_SEC: u32 = 1_000_000_000;

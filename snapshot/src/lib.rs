@@ -89,6 +89,7 @@ pub use decoded::{Decoded, RestoreError, seal};
 pub use entropy::OsEntropyError;
 pub use entropy::{Entropy, GenerationId, Redraw};
 pub use invalid::Invalid;
+pub use leaves::DurationSaved;
 pub use schema::{FieldClass, FieldSchema, Schema, VariantSchema};
 pub use secret::Secret;
 pub use snapshot::Snapshot;

@@ -5,8 +5,10 @@
 use std::fs;
 use std::io::Error;
 
-use hibernet_fuzz::{GENERATION, RULES, feed, framed, stack};
-use hibernet_netstack::Ruleset;
+use hibernet_fuzz::{GENERATION, RULES, START, feed, framed, reseal, stack};
+use hibernet_netstack::{Decoded, Ruleset};
+use hibernet_snapshot::Entropy;
+use hibernet_snapshot::image::Limits;
 
 fn main() -> Result<(), Error> {
     let kernel = fs::read_dir("../tests/scenarios/kernel")?.map(|entry| (entry, ""));
@@ -31,9 +33,29 @@ fn main() -> Result<(), Error> {
         let rules = Ruleset::from_json(RULES).map_err(Error::other)?;
         let mut stack = stack(rules).ok_or_else(|| Error::other("the configuration is sound"))?;
         let now = feed(&mut stack, &input);
-        fs::write(format!("corpus/restore/{name}"), stack.save(GENERATION, now).map_err(Error::other)?)?;
+        let image = stack.save(GENERATION, now).map_err(Error::other)?;
+        if name == "frag6_ends" {
+            let spelled = with_a_second_in_nanoseconds(&image).ok_or_else(|| Error::other("no time is in the image"))?;
+            fs::write("corpus/restore/refused_nanoseconds", spelled)?;
+        }
+        fs::write(format!("corpus/restore/{name}"), image)?;
     }
     Ok(())
+}
+
+/// The image with another spelling of a time: what `restore` once found to load and to be saved otherwise.
+fn with_a_second_in_nanoseconds(image: &[u8]) -> Option<Vec<u8>> {
+    let spelled = |at: usize| {
+        let mut spelled = image.to_vec();
+        spelled.get_mut(at..at + 4)?.copy_from_slice(&1_000_000_000_u32.to_le_bytes());
+        reseal(&mut spelled);
+        Some(spelled)
+    };
+    (0..image.len()).filter_map(spelled).find(|spelled| {
+        let decoded = Decoded::open(spelled, &Limits::default());
+        let validated = decoded.and_then(|decoded| decoded.validate(&mut Entropy::from_test_seed(1), START));
+        validated.is_err_and(|error| error.to_string().ends_with(REFUSAL))
+    })
 }
 
 /// The frames a record says were injected. The records are written by one tool in one spelling, so the text is enough.
@@ -50,3 +72,6 @@ fn injected(line: &str) -> Vec<(bool, Vec<u8>)> {
     }
     frames
 }
+
+/// How a time is refused that is not spelled as it would be saved.
+const REFUSAL: &str = "found 1000000000 ns, expected less than a second";

@@ -4,12 +4,12 @@ use core::net::IpAddr;
 use core::time::Duration;
 use std::collections::BTreeMap;
 
-use hibernet_conntrack::{Fragment, parse};
+use hibernet_conntrack::{Fragment, LONGEST_TIMEOUT, parse};
 use hibernet_snapshot::{Instant, Invalid, Snapshot};
 
 use super::ecn::Seen;
 use super::queue::{FRAGMENT_HEADER, MOST, MOST_PIECES, Queue, V6_HEADER, is_v6};
-use super::{Defragmenter, FragmentLimits, Key};
+use super::{Defragmenter, FragmentLimits, Key, LONGEST_WAIT};
 
 /// The state of reassembly as it is saved.
 #[derive(Clone, PartialEq, Eq, Debug, Snapshot)]
@@ -121,8 +121,9 @@ impl QueueSection {
     fn into_queue(self, key: &Key, now: Instant) -> Result<Queue, Invalid> {
         let Self { remaining, link, head, pieces, runs, end, has_last, largest, ecn, latest } = self;
         let end = usize::from(end);
-        if remaining.is_zero() || remaining > Duration::from_nanos(u64::MAX) {
-            return Err(Invalid::new("remaining", format!("{remaining:?}"), "some time"));
+        let longest = Duration::from_secs(if key.src.is_ipv4() { LONGEST_WAIT } else { LONGEST_TIMEOUT }.into());
+        if remaining.is_zero() || remaining > longest {
+            return Err(Invalid::new("remaining", format!("{remaining:?}"), format!("some time, at most {longest:?}")));
         }
         let pieces: BTreeMap<usize, Vec<u8>> = pieces.into_iter().map(|(at, piece)| (at.into(), piece)).collect();
         let runs = joined(&pieces, &runs)?;
