@@ -48,6 +48,11 @@ impl Entropy {
         drawn
     }
 
+    /// The seed: all that is secret of the state. For a search that proves that it is in no image, and nothing else.
+    pub fn seed(&self) -> Secret<[u8; 32]> {
+        Secret::new(self.0.expose().0.get_seed())
+    }
+
     /// Draws an id that may be shown, written and sent.
     pub fn public_id(&mut self) -> GenerationId {
         GenerationId(*self.secret().expose())
@@ -126,6 +131,13 @@ mod tests {
         let draw = |seed| *Entropy::from_test_seed(seed).secret::<32>().expose();
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));
+    }
+
+    #[test]
+    fn a_generator_knows_its_seed_whatever_it_has_drawn() {
+        let mut entropy = Entropy::from_seed(Secret::new([7; 32]));
+        drop(entropy.secret::<100>());
+        assert_eq!(*entropy.seed().expose(), [7; 32]);
     }
 
     #[test]

@@ -189,6 +189,7 @@ impl Conntrack {
     /// Adds the hash key and every tuple's hash to what a canary scan looks for.
     pub(crate) fn watch_table(&self, scan: &mut crate::CanaryScan) {
         scan.watch_key("table hash", self.table.key().expose());
+        scan.watch_key("later table hashes", self.table.keys().seed().expose());
         self.table.each_hash(|hash| scan.watch_hash(hash));
     }
 }

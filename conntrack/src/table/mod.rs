@@ -185,6 +185,11 @@ impl Table {
         &self.key
     }
 
+    /// The generator of later keys, for the canary scan and its fingerprint alone.
+    pub(crate) const fn keys(&self) -> &Entropy {
+        &self.keys
+    }
+
     fn find_hashed(&self, hash: u64, tuple: &Tuple, zone: Zone) -> Option<(Slot, Direction)> {
         find_in(&self.index, &self.flows, hash, tuple, zone)
     }

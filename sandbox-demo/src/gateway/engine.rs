@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::Context;
+use hibernet_conntrack::CanaryScan;
 use hibernet_netstack::Decoded;
 use hibernet_netstack::LinkId;
 use hibernet_netstack::RestorePolicy;
@@ -279,14 +280,23 @@ impl Engine {
     }
 
     fn keys(&self) -> KeysReply {
-        let fingerprints = self.stack.key_fingerprints();
-        KeysReply { fingerprints: fingerprints.iter().map(|(_, fingerprint)| format!("{fingerprint:016x}")).collect() }
+        let scan = self.scan();
+        KeysReply {
+            fingerprints: scan.fingerprints().iter().map(|(_, fingerprint)| format!("{fingerprint:016x}")).collect(),
+        }
+    }
+
+    /// What must be in no image: the stack's keys, and the state that this process draws from.
+    fn scan(&self) -> CanaryScan {
+        let mut scan = self.stack.canary();
+        scan.watch_key("generator", self.entropy.seed().expose());
+        scan
     }
 
     /// Searches the image for our keys, and, to know that the search finds keys, a copy with a key planted in it.
     fn canary(&mut self, path: &Path) -> anyhow::Result<CanaryReply> {
         let mut image = read_image(path)?;
-        let mut scan = self.stack.canary();
+        let mut scan = self.scan();
         let hits = scan.search(&image).hits.len() as u64;
         let planted = self.entropy.secret::<16>();
         scan.watch_key(PLANTED, planted.expose());

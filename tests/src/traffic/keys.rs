@@ -14,6 +14,8 @@ use siphasher::sip::SipHasher13;
 pub struct Keys {
     /// Of the table's hash.
     pub table: [u8; 16],
+    /// Of the generator of later keys of the table's hash: its seed.
+    pub generator: [u8; 32],
     /// Of the choice of NAT ports.
     pub ports: [u8; 16],
     /// Of the host's own sockets.
@@ -27,15 +29,21 @@ impl Keys {
     pub fn drawn_from(seed: u64) -> Self {
         let mut entropy = Entropy::from_test_seed(seed);
         let table = *entropy.secret().expose();
-        drop(entropy.fork());
+        let generator = *entropy.secret().expose();
         let mut next = || *entropy.secret().expose();
-        Self { table, ports: next(), local: next(), ip_ids: next() }
+        Self { table, generator, ports: next(), local: next(), ip_ids: next() }
     }
 
     /// Every key with the name that the canary scan has for it.
-    pub const fn named(&self) -> [(&'static str, [u8; 16]); 4] {
-        let Self { table, ports, local, ip_ids } = *self;
-        [("table hash", table), ("NAT ports", ports), ("local sockets", local), ("IP ids", ip_ids)]
+    pub const fn named(&self) -> [(&'static str, &[u8]); 5] {
+        let Self { table, generator, ports, local, ip_ids } = self;
+        [
+            ("table hash", table),
+            ("later table hashes", generator),
+            ("NAT ports", ports),
+            ("local sockets", local),
+            ("IP ids", ip_ids),
+        ]
     }
 }
 
