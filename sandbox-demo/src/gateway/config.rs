@@ -53,7 +53,10 @@ impl GatewayConfig {
                 "`sandbox-demo run --help` shows an example to start from",
             )
         })?;
-        serde_json::from_str(&text).with_context(|| format!("the configuration {}", path.display()))
+        serde_json::from_str(&text).map_err(|error| {
+            let what = format!("the configuration {}: {error}", path.display());
+            Fault::new(what, "`sandbox-demo run --help` shows an example that can be read").into()
+        })
     }
 
     /// The stack this describes.

@@ -7,7 +7,7 @@ use super::SectionId;
 #[non_exhaustive]
 pub enum ImageError {
     /// Not an image, or one whose first bytes are damaged.
-    #[error("not a hibernet image: it starts with {:?}, expected {:?}", found.escape_ascii().to_string(), "HIBERNET")]
+    #[error("not a hibernet image: it starts with \"{}\", expected \"HIBERNET\"", found.escape_ascii())]
     BadMagic {
         /// The first bytes.
         found: Vec<u8>,
