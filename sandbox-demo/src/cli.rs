@@ -10,6 +10,7 @@ use clap::Subcommand;
 
 use crate::commands;
 use crate::demo;
+use crate::demo::LinkChoice;
 use crate::gateway;
 use crate::gateway::Start;
 use crate::link::LinkSpec;
@@ -51,9 +52,9 @@ enum Command {
     /// more. Two controls follow: the same with an empty table, where the connections must break, and a permissive router.
     /// Exit code 1 if any point fails, and it says which.
     Demo {
-        /// Do a smaller demonstration without kernel peers: all in one process, as where namespaces cannot be had.
-        #[arg(long)]
-        in_memory: bool,
+        /// What joins the peers to the gateway. Without it the first that can be had, in this order; with it that one or none.
+        #[arg(long, value_name = "KIND")]
+        links: Option<LinkChoice>,
     },
     /// Run a gateway between network devices.
     ///
@@ -143,7 +144,8 @@ struct RunArgs {
 #[derive(Debug, Args)]
 struct RunPlace {
     /// A device to join to the stack's link of that name: `eth0` (a packet socket on a point-to-point IP link) or
-    /// `tun:NAME`. Give it once per link.
+    /// `tun:NAME`; `@PATH` behind it names the network namespace it is in (`tun:NAME@/run/netns/guest`). Give it once per
+    /// link.
     #[arg(long = "link", value_name = "DEVICE", required = true)]
     links: Vec<LinkSpec>,
     /// Pass no traffic until `sandbox-demo resume`.
@@ -166,8 +168,8 @@ struct Control {
 impl Cli {
     fn run(self) -> anyhow::Result<ExitCode> {
         let json = self.json;
-        match self.command.unwrap_or(Command::Demo { in_memory: false }) {
-            Command::Demo { in_memory } => return demo::demo(in_memory, json),
+        match self.command.unwrap_or(Command::Demo { links: None }) {
+            Command::Demo { links } => return demo::demo(links, json),
             Command::Run(RunArgs { config, restore, at }) => {
                 let start = config.map(Start::Fresh).or(restore.map(Start::Restored));
                 at.run(&start.ok_or_else(|| anyhow::anyhow!("give --config or --restore"))?)?;

@@ -102,6 +102,16 @@ impl Netlink {
         Ok(())
     }
 
+    /// Sets a device's largest datagram, and how many may wait for whoever reads them.
+    pub(crate) fn set_queue(&mut self, name: &str, mtu: u32, datagrams: u32) -> anyhow::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = self.device(name)?.index;
+        message.attributes = vec![LinkAttribute::Mtu(mtu), LinkAttribute::TxQueueLen(datagrams)];
+        self.request(RouteNetlinkMessage::SetLink(message), 0)
+            .map_err(|errno| errno_fault(format_args!("setting the queue of {name}"), errno))?;
+        Ok(())
+    }
+
     /// Brings a device up.
     pub(crate) fn set_up(&mut self, name: &str) -> anyhow::Result<()> {
         let mut message = LinkMessage::default();

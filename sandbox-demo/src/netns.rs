@@ -1,13 +1,20 @@
 //! The namespaces of the demonstration: one user namespace, and a network namespace for each part.
 
 use std::fs;
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use anyhow::Context;
+use rustix::fs::Mode;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::Signal;
+use rustix::thread::LinkNameSpaceType;
 use rustix::thread::UnshareFlags;
 
 use crate::fault::Fault;
+use crate::fault::errno_fault;
 use crate::sys;
 
 /// What the namespaces were made with, for the story.
@@ -17,6 +24,16 @@ pub(crate) enum Rights {
     OwnUserNamespace,
     /// Root's, where the kernel allows no user namespace.
     Root,
+}
+
+impl Rights {
+    /// For the story.
+    pub(crate) fn description(self) -> &'static str {
+        match self {
+            Self::OwnUserNamespace => "A user namespace of our own",
+            Self::Root => "As root, without a user namespace",
+        }
+    }
 }
 
 /// Moves this process, still of one thread, into a user namespace where it is root, and into a fresh network
@@ -45,6 +62,35 @@ pub(crate) fn enter_router() -> Result<Rights, Fault> {
 /// Moves this process into a fresh network namespace of its own.
 pub(crate) fn enter_network() -> Result<(), Errno> {
     sys::unshare(UnshareFlags::NEWNET)
+}
+
+/// Does something in the network namespace that `path` names, and comes back. What is opened there stays there.
+pub(crate) fn within<T>(path: &Path, act: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let home = open_namespace(Path::new("/proc/thread-self/ns/net"))?;
+    enter(&open_namespace(path)?, path)?;
+    let result = act();
+    enter(&home, Path::new("the process's own"))?;
+    result
+}
+
+fn open_namespace(path: &Path) -> Result<OwnedFd, Fault> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| {
+        Fault::new(
+            format!("opening the network namespace {}: {errno}", path.display()),
+            "give a path such as /run/netns/NAME or /proc/PID/ns/net",
+        )
+    })
+}
+
+fn enter(namespace: &OwnedFd, path: &Path) -> Result<(), Fault> {
+    let kind = Some(LinkNameSpaceType::Network);
+    rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).map_err(|errno| match errno {
+        Errno::INVAL => Fault::new(
+            format!("{} is no network namespace", path.display()),
+            "give a path such as /run/netns/NAME or /proc/PID/ns/net",
+        ),
+        other => errno_fault(format_args!("entering the network namespace {}", path.display()), other),
+    })
 }
 
 /// Sees to it that this process does not outlive `parent`.

@@ -213,6 +213,14 @@ pub(crate) fn attach_tun(tun: &OwnedFd, device: &str) -> rustix::io::Result<()> 
     if result < 0 { Err(last_errno()) } else { Ok(()) }
 }
 
+/// Keeps the TUN device that `tun` is attached to when its last descriptor is closed.
+pub(crate) fn keep_tun(tun: &OwnedFd) -> rustix::io::Result<()> {
+    let on: libc::c_ulong = 1;
+    // SAFETY: TUNSETPERSIST takes its argument by value and touches no memory of ours.
+    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST as _, on) };
+    if result < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
 fn device_request(device: &str) -> rustix::io::Result<libc::ifreq> {
     // SAFETY: an ifreq is plain integers, bytes and a pointer, for all of which zero is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

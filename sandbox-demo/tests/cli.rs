@@ -27,6 +27,8 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
         &["run", "--config", "x"],
         &["run", "--config", "x", "--restore", "y", "--link", "eth0"],
         &["run", "--config", "x", "--link", "tap:eth0"],
+        &["run", "--config", "x", "--link", "tun:eth0@"],
+        &["demo", "--links", "string"],
         &["inspect"],
         &["diff", "only-one"],
     ] {

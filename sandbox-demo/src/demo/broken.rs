@@ -30,12 +30,12 @@ pub(super) fn count_broken(network: &mut Network, dir: &Path, rules: Rules, watc
     };
     let config = dir.join(format!("{name}.json"));
     fs::write(&config, scenario::gateway_config(rules).to_string()).context("writing the configuration")?;
-    let gateway = GatewayProcess::fresh(&config, dir.join(format!("{name}-0")), watch)?;
+    let gateway = GatewayProcess::fresh(&config, network.links(), dir.join(format!("{name}-0")), watch)?;
     network.open_streams(StreamPlans::new(round, scenario::STREAMS), watch)?;
     watch.pause(TRAFFIC_TIME)?;
 
     gateway.kill()?;
-    let gateway = GatewayProcess::fresh(&config, dir.join(format!("{name}-1")), watch)?;
+    let gateway = GatewayProcess::fresh(&config, network.links(), dir.join(format!("{name}-1")), watch)?;
     // Nothing passes between the end of the one and the start of the other; what arrives behind this mark has passed
     // the new one, but for what it let through since.
     network.progress(&PeerRequest::Mark)?;

@@ -49,6 +49,7 @@ pub(super) struct Carried {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Expected {
     pub(super) mode: &'static str,
+    pub(super) links: &'static str,
     pub(super) streams: usize,
     pub(super) datagram_flows: usize,
     pub(super) pings: usize,
@@ -98,7 +99,7 @@ impl Cycle {
 pub(super) fn carry(network: &mut Network, dir: &Path, watch: &Watch) -> anyhow::Result<Carried> {
     let config = dir.join("strict.json");
     fs::write(&config, scenario::gateway_config(Rules::Strict).to_string()).context("writing the configuration")?;
-    let mut gateway = GatewayProcess::fresh(&config, dir.join("control-0"), watch)?;
+    let mut gateway = GatewayProcess::fresh(&config, network.links(), dir.join("control-0"), watch)?;
     let before = [network.guest.counters()?, network.world.counters()?];
 
     start_traffic(network, watch)?;
@@ -116,7 +117,7 @@ pub(super) fn carry(network: &mut Network, dir: &Path, watch: &Watch) -> anyhow:
     for number in 1..=CYCLES {
         let under_traffic = let_all_advance(network, watch)?;
         overruns += link_overruns(&mut gateway)?;
-        let (successor, cycle) = take_over(gateway, dir, number, under_traffic, watch)?;
+        let (successor, cycle) = take_over(gateway, network, dir, number, under_traffic, watch)?;
         cycle.tell(number, "SIGKILL; a new process", watch);
         gateway = successor;
         keys.push(gateway.call::<KeysReply>(&Request::Keys)?.fingerprints);
@@ -137,6 +138,7 @@ pub(super) fn carry(network: &mut Network, dir: &Path, watch: &Watch) -> anyhow:
     gateway.kill()?;
     let expected = Expected {
         mode: "kernel peers",
+        links: network.wiring().name(),
         streams: scenario::STREAMS,
         datagram_flows: usize::from(scenario::DATAGRAM_FLOWS),
         pings: scenario::PINGS.len(),
@@ -166,6 +168,7 @@ fn let_all_advance(network: &mut Network, watch: &Watch) -> anyhow::Result<usize
 /// Saves the gateway, kills it, and starts another from the image.
 fn take_over(
     mut gateway: GatewayProcess,
+    network: &Network,
     dir: &Path,
     number: usize,
     under_traffic: usize,
@@ -179,7 +182,8 @@ fn take_over(
     let canary: CanaryReply = gateway.call(&Request::Canary { path: image.clone() })?;
     gateway.kill()?;
 
-    let mut successor = GatewayProcess::restored(&image, dir.join(format!("control-{number}")), watch)?;
+    let control = dir.join(format!("control-{number}"));
+    let mut successor = GatewayProcess::restored(&image, network.links(), control, watch)?;
     let list_equal = successor.call::<ListReply>(&Request::List)? == listed;
     let status: StatusReply = successor.call(&Request::Status)?;
     let restored = status.restored.context("the restored gateway does not say how it was restored")?;

@@ -6,6 +6,10 @@ use serde::Serialize;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Figures {
     pub(super) mode: &'static str,
+    /// `veth`, `tun` or `memory`.
+    pub(super) links: &'static str,
+    /// Why these links.
+    pub(super) why: String,
     pub(super) connections: usize,
     pub(super) udp_flows: usize,
     pub(super) kept: Vec<u64>,

@@ -10,10 +10,10 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::Value;
 
-use super::scenario;
 use super::watch::Watch;
 use crate::control::ControlClient;
 use crate::control::Request;
+use crate::link::LinkSpec;
 
 /// A running gateway. It is killed with this value.
 pub(super) struct GatewayProcess {
@@ -23,17 +23,17 @@ pub(super) struct GatewayProcess {
 
 impl GatewayProcess {
     /// Starts a gateway with an empty table.
-    pub(super) fn fresh(config: &Path, control: PathBuf, watch: &Watch) -> anyhow::Result<Self> {
+    pub(super) fn fresh(config: &Path, links: &[LinkSpec], control: PathBuf, watch: &Watch) -> anyhow::Result<Self> {
         let mut command = Command::new("/proc/self/exe");
         command.arg("run").arg("--config").arg(config);
-        Self::start(command, control, watch)
+        Self::start(command, links, control, watch)
     }
 
     /// Starts a gateway from an image, held. It is told the image's path and the devices' names, nothing else.
-    pub(super) fn restored(image: &Path, control: PathBuf, watch: &Watch) -> anyhow::Result<Self> {
+    pub(super) fn restored(image: &Path, links: &[LinkSpec], control: PathBuf, watch: &Watch) -> anyhow::Result<Self> {
         let mut command = Command::new("/proc/self/exe");
         command.arg("restore").arg("--hold").arg(image);
-        Self::start(command, control, watch)
+        Self::start(command, links, control, watch)
     }
 
     /// Asks it something.
@@ -52,9 +52,9 @@ impl GatewayProcess {
         self.process.wait().context("waiting for the gateway's end").map(drop)
     }
 
-    fn start(mut command: Command, control: PathBuf, watch: &Watch) -> anyhow::Result<Self> {
-        for link in [scenario::GUEST_LINK, scenario::WORLD_LINK] {
-            command.arg("--link").arg(link);
+    fn start(mut command: Command, links: &[LinkSpec], control: PathBuf, watch: &Watch) -> anyhow::Result<Self> {
+        for link in links {
+            command.arg("--link").arg(link.to_string());
         }
         command.arg("--control").arg(&control).arg("--parent").arg(std::process::id().to_string());
         let mut process =

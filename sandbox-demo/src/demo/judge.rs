@@ -89,6 +89,8 @@ fn figures(carried: &Carried, control: &Broken, streams: &Streams) -> Figures {
     let distinct: BTreeSet<&String> = all_keys.iter().copied().collect();
     Figures {
         mode: carried.expected.mode,
+        links: carried.expected.links,
+        why: String::new(),
         connections: carried.expected.streams,
         udp_flows: carried.world.udp.flows,
         kept: cycles.iter().map(|cycle| cycle.restored.kept).collect(),
@@ -112,7 +114,7 @@ fn figures(carried: &Carried, control: &Broken, streams: &Streams) -> Figures {
 
 fn judge_cycles(carried: &Carried, points: &mut Points) {
     for (number, cycle) in carried.cycles.iter().enumerate().map(|(index, cycle)| (index + 1, cycle)) {
-        let Expected { mode: _, streams, datagram_flows, pings } = carried.expected;
+        let Expected { mode: _, links: _, streams, datagram_flows, pings } = carried.expected;
         let expected = streams + datagram_flows + pings;
         points.expect(cycle.under_traffic == streams, || {
             format!("save {number}: only {} streams were moving", cycle.under_traffic)

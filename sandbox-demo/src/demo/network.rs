@@ -5,19 +5,47 @@ use std::time::Duration;
 use super::scenario;
 use super::scenario::StreamPlans;
 use super::watch::Watch;
+use crate::link::Link;
+use crate::link::LinkSpec;
 use crate::netlink::Netlink;
-use crate::netns;
-use crate::netns::Rights;
 use crate::offload::switch_off_offloads;
 use crate::peers::Peer;
 use crate::peers::PeerRequest;
 use crate::peers::Progress;
 
-/// Both peers, linked to this process's namespace. The links live as long as this value, whatever becomes of a gateway.
+/// Both peers with their links to the gateway. The links live as long as this value, whatever becomes of a gateway.
 pub(super) struct Network {
     pub(super) guest: Peer,
     pub(super) world: Peer,
-    rights: Rights,
+    links: Vec<LinkSpec>,
+    wiring: Wiring,
+}
+
+/// What joins kernel peers to the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wiring {
+    /// A veth pair each, of which the gateway reads the near end through a packet socket. Needs no device node.
+    Veth,
+    /// A TUN device each in the peer's namespace, which outlives the gateways that attach to it.
+    Tun,
+}
+
+impl Wiring {
+    /// As `--links` and the figures name it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Veth => "veth",
+            Self::Tun => "tun",
+        }
+    }
+
+    /// What it is made of, for the story.
+    pub(super) fn description(self) -> &'static str {
+        match self {
+            Self::Veth => "joined to the gateway by veth pairs that it reads through packet sockets",
+            Self::Tun => "joined to the gateway by a TUN device in each, which stays when the gateway dies",
+        }
+    }
 }
 
 /// How the streams of both peers stand.
@@ -28,44 +56,35 @@ pub(super) struct BothProgress {
 }
 
 impl Network {
-    /// Makes namespaces, peers and links. Moves this process into the router's namespace.
-    pub(super) fn build() -> anyhow::Result<Self> {
-        let rights = netns::enter_router()?;
-        netns::silence_kernel();
-        let mut network = Self { guest: Peer::start("guest")?, world: Peer::start("world")?, rights };
-        let mut netlink = Netlink::open()?;
-        for (link, peer, mac) in
-            [(scenario::GUEST_LINK, &network.guest, GUEST_MAC), (scenario::WORLD_LINK, &network.world, WORLD_MAC)]
-        {
-            netlink.add_veth(link, PEER_DEVICE, peer.pid(), mac, scenario::MTU)?;
-            switch_off_offloads(link)?;
-            netlink.set_up(link)?;
-        }
-        network.guest.run(&PeerRequest::Network {
-            device: PEER_DEVICE.to_owned(),
+    /// Makes peers in namespaces of their own, and their links. This process is in the router's namespace already.
+    pub(super) fn build(wiring: Wiring) -> anyhow::Result<Self> {
+        let (mut guest, mut world) = (Peer::start("guest")?, Peer::start("world")?);
+        let (guest_link, guest_device) = join(&mut guest, scenario::GUEST_LINK, GUEST_MAC, wiring)?;
+        let (world_link, world_device) = join(&mut world, scenario::WORLD_LINK, WORLD_MAC, wiring)?;
+        guest.run(&PeerRequest::Network {
+            device: guest_device.to_owned(),
             addresses: scenario::guest_addresses(),
             gateways: scenario::GUEST_GATEWAYS.to_vec(),
         })?;
-        network.world.run(&PeerRequest::Network {
-            device: PEER_DEVICE.to_owned(),
+        world.run(&PeerRequest::Network {
+            device: world_device.to_owned(),
             addresses: scenario::world_addresses(),
             gateways: scenario::WORLD_GATEWAYS.to_vec(),
         })?;
-        Ok(network)
+        let links = vec![guest_link, world_link];
+        // What a gateway will do first: here a failure can still lead to other links.
+        links.iter().try_for_each(|link| Link::open(link).map(drop))?;
+        Ok(Self { guest, world, links, wiring })
     }
 
-    /// What it is made of, for the story.
-    pub(super) fn description(&self) -> &'static str {
-        match self.rights {
-            Rights::OwnUserNamespace => {
-                "A user namespace of our own, a guest and a world with kernel TCP in network namespaces, joined to the \
-                 gateway by veth pairs that it reads through packet sockets."
-            }
-            Rights::Root => {
-                "As root, without a user namespace: a guest and a world with kernel TCP in network namespaces, joined to \
-                 the gateway by veth pairs that it reads through packet sockets."
-            }
-        }
+    /// The devices a gateway is to open.
+    pub(super) fn links(&self) -> &[LinkSpec] {
+        &self.links
+    }
+
+    /// What joins the peers to a gateway.
+    pub(super) fn wiring(&self) -> Wiring {
+        self.wiring
     }
 
     /// Tells both peers the same.
@@ -101,6 +120,23 @@ impl Network {
     }
 }
 
+/// Makes a peer's link: the device as the gateway opens it, and its name in the peer's namespace.
+fn join(peer: &mut Peer, link: &'static str, mac: [u8; 6], wiring: Wiring) -> anyhow::Result<(LinkSpec, &'static str)> {
+    match wiring {
+        Wiring::Veth => {
+            let mut netlink = Netlink::open()?;
+            netlink.add_veth(link, PEER_DEVICE, peer.pid(), mac, scenario::MTU)?;
+            switch_off_offloads(link)?;
+            netlink.set_up(link)?;
+            Ok((LinkSpec::packet(link), PEER_DEVICE))
+        }
+        Wiring::Tun => {
+            peer.run(&PeerRequest::MakeTun { device: link.to_owned(), mtu: scenario::MTU })?;
+            Ok((LinkSpec::tun_of(link, peer.pid()), link))
+        }
+    }
+}
+
 impl BothProgress {
     /// Streams open at both ends.
     pub(super) fn open(&self) -> usize {
@@ -125,7 +161,7 @@ impl BothProgress {
 
 /// For the connections to come up; half a second on an idle machine.
 const OPEN_TIME: Duration = Duration::from_secs(20);
-/// A peer's only device besides `lo`.
+/// A peer's only device besides `lo`, at the far end of a veth pair.
 const PEER_DEVICE: &str = "eth0";
 /// Locally administered hardware addresses, the same at both ends of a pair.
 const GUEST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];

@@ -7,6 +7,7 @@ mod tun;
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use rustix::io::Errno;
@@ -16,6 +17,8 @@ use self::memory::MemoryLink;
 pub(crate) use self::memory::Wire;
 use self::packet::PacketLink;
 use self::tun::TunLink;
+pub(crate) use self::tun::make_tun;
+use crate::netns;
 
 /// One open link and the datagrams that could not leave it yet.
 pub(crate) struct Link {
@@ -25,11 +28,13 @@ pub(crate) struct Link {
     counts: LinkCounts,
 }
 
-/// A device to open: its kind and name, as the user writes it (`guest0`, `packet:guest0`, `tun:guest0`).
+/// A device to open: its kind and name, as the user writes it (`guest0`, `packet:guest0`, `tun:guest0`), and where it is if
+/// not in the namespace of this process (`tun:guest0@/run/netns/guest`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LinkSpec {
     kind: LinkKind,
     name: String,
+    namespace: Option<PathBuf>,
 }
 
 /// What passed a link since it was opened, and what did not.
@@ -62,6 +67,14 @@ enum Port {
 impl Link {
     /// Opens the device. Datagrams that arrive from now on wait until they are read.
     pub(crate) fn open(spec: &LinkSpec) -> anyhow::Result<Self> {
+        match &spec.namespace {
+            Some(namespace) => netns::within(namespace, || Self::open_here(spec)),
+            None => Self::open_here(spec),
+        }
+    }
+
+    /// Opens a device of the namespace this process is in.
+    fn open_here(spec: &LinkSpec) -> anyhow::Result<Self> {
         let port = match spec.kind {
             LinkKind::Packet => Port::Packet(PacketLink::open(&spec.name)?),
             LinkKind::Tun => Port::Tun(TunLink::open(&spec.name)?),
@@ -154,12 +167,30 @@ impl Link {
     }
 }
 
+impl LinkSpec {
+    /// A device of this process's namespace, behind a packet socket.
+    pub(crate) fn packet(name: &str) -> Self {
+        Self { kind: LinkKind::Packet, name: name.to_owned(), namespace: None }
+    }
+
+    /// A TUN device in the network namespace of another process.
+    pub(crate) fn tun_of(name: &str, pid: u32) -> Self {
+        let namespace = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        Self { kind: LinkKind::Tun, name: name.to_owned(), namespace: Some(namespace) }
+    }
+}
+
 impl FromStr for LinkSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (kind, name) = match text.split_once(':') {
-            None => (LinkKind::Packet, text),
+        let (device, namespace) = match text.split_once('@') {
+            Some((_, "")) => return Err("found nothing after `@`, expected the path of a network namespace".to_owned()),
+            Some((device, namespace)) => (device, Some(PathBuf::from(namespace))),
+            None => (text, None),
+        };
+        let (kind, name) = match device.split_once(':') {
+            None => (LinkKind::Packet, device),
             Some(("packet", name)) => (LinkKind::Packet, name),
             Some(("tun", name)) => (LinkKind::Tun, name),
             Some((other, _)) => return Err(format!("found link kind `{other}`, expected `packet` or `tun`")),
@@ -167,15 +198,19 @@ impl FromStr for LinkSpec {
         if name.is_empty() || name.len() > MAX_DEVICE_NAME || name.contains(['/', ' ']) {
             return Err(format!("found device name `{name}`, expected 1 to {MAX_DEVICE_NAME} letters or digits"));
         }
-        Ok(Self { kind, name: name.to_owned() })
+        Ok(Self { kind, name: name.to_owned(), namespace })
     }
 }
 
 impl fmt::Display for LinkSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
-            LinkKind::Packet => write!(f, "{}", self.name),
-            LinkKind::Tun => write!(f, "tun:{}", self.name),
+            LinkKind::Packet => write!(f, "{}", self.name)?,
+            LinkKind::Tun => write!(f, "tun:{}", self.name)?,
+        }
+        match &self.namespace {
+            Some(namespace) => write!(f, "@{}", namespace.display()),
+            None => Ok(()),
         }
     }
 }
@@ -203,6 +238,14 @@ mod tests {
         let spec: LinkSpec = "guest0".parse().expect("a device name");
         assert_eq!(spec, "packet:guest0".parse().expect("the same, spelt out"));
         assert_eq!(spec.to_string(), "guest0");
+    }
+
+    #[test]
+    fn a_device_may_be_in_another_namespace() {
+        let spec: LinkSpec = "tun:guest0@/proc/7/ns/net".parse().expect("a device with its namespace");
+        assert_eq!(spec, LinkSpec::tun_of("guest0", 7));
+        assert_eq!(spec.to_string(), "tun:guest0@/proc/7/ns/net");
+        assert!("tun:guest0@".parse::<LinkSpec>().is_err());
     }
 
     #[test]

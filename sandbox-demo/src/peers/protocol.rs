@@ -9,6 +9,8 @@ use serde::Serialize;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case")]
 pub(crate) enum PeerRequest {
+    /// Makes a TUN device that outlives whoever is attached to it.
+    MakeTun { device: String, mtu: u32 },
     /// Brings the namespace's device up and gives it addresses and default routes.
     Network { device: String, addresses: Vec<(IpAddr, u8)>, gateways: Vec<IpAddr> },
     /// Accepts streams at these addresses.

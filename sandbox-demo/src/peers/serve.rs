@@ -22,6 +22,7 @@ use super::tcp::Streams;
 use super::udp::Datagrams;
 use crate::clock;
 use crate::fault::raise_file_limit;
+use crate::link::make_tun;
 use crate::netlink::Netlink;
 use crate::netns;
 use crate::offload::switch_off_offloads;
@@ -142,6 +143,10 @@ impl Service {
     fn answer(&mut self, request: PeerRequest) -> anyhow::Result<Value> {
         let poll = &self.poll;
         match request {
+            PeerRequest::MakeTun { device, mtu } => {
+                make_tun(&device)?;
+                Netlink::open()?.set_queue(&device, mtu, TUN_QUEUE)?;
+            }
             PeerRequest::Network { device, addresses, gateways } => {
                 let mut netlink = Netlink::open()?;
                 switch_off_offloads(&device)?;
@@ -228,6 +233,8 @@ fn say(answer: &Result<Value, String>) -> anyhow::Result<()> {
     stdout.write_all(&line).and_then(|()| stdout.flush()).context("writing to the supervisor")
 }
 
+/// Datagrams that may wait for the gateway: as many as the receive ring of a packet socket holds.
+const TUN_QUEUE: u32 = 8192;
 /// The grain of all pacing.
 const TICK: Duration = Duration::from_millis(5);
 /// A thousand connections, a hundred flows, and room.

@@ -86,7 +86,7 @@ fn carry(dir: &Path, watch: &Watch) -> anyhow::Result<Carried> {
     memory.turn_until(&mut engine, watch, LONG, |memory| memory.guest.all_closed() && memory.world.all_closed())?;
     let report = |host: &Host| PeerReport { streams: host.report(), ..PeerReport::default() };
     let (guest, world) = (report(&memory.guest), report(&memory.world));
-    let expected = Expected { mode: "in memory", streams: STREAMS, datagram_flows: 0, pings: 0 };
+    let expected = Expected { mode: "in memory", links: "memory", streams: STREAMS, datagram_flows: 0, pings: 0 };
     Ok(Carried { expected, cycles, keys, guest, world, before: <_>::default(), after: <_>::default(), overruns: 0 })
 }
 
