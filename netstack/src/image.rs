@@ -6,7 +6,7 @@ use hibernet_snapshot::{FieldClass, FieldSchema, GenerationId, Invalid, Schema, 
 
 use crate::fragments::FragmentsSection;
 use crate::link::LinkConfig;
-use crate::local::LocalServices;
+use crate::local::{DatagramsSection, LocalServices};
 use crate::route::Route;
 use crate::rules::{BaseChain, Chain, Counters, Rule, Ruleset};
 use crate::stats::Stats;
@@ -23,10 +23,12 @@ pub(crate) const FRAGMENTS: SectionId = SectionId::new(*b"FRAG");
 pub(crate) const STATS: SectionId = SectionId::new(*b"STAT");
 /// Services of the host itself.
 pub(crate) const LOCAL: SectionId = SectionId::new(*b"LOCL");
+/// UDP and ping sockets.
+pub(crate) const DATAGRAMS: SectionId = SectionId::new(*b"UDPS");
 /// Generations.
 pub(crate) const LINEAGE: SectionId = SectionId::new(*b"LINE");
 /// All of them, in the order they are written: rules come before what they guard.
-pub(crate) const SECTIONS: [SectionId; 7] = [LINEAGE, RULES, LINKS, LOCAL, STATS, CONNTRACK, FRAGMENTS];
+pub(crate) const SECTIONS: [SectionId; 8] = [LINEAGE, RULES, LINKS, LOCAL, STATS, CONNTRACK, FRAGMENTS, DATAGRAMS];
 /// Version of every section's layout.
 pub(crate) const SECTION_VERSION: u16 = 1;
 /// Most parents an image names.
@@ -43,6 +45,7 @@ pub(crate) const SCHEMA: Schema = Schema::Struct {
         section("stats", Stats::SCHEMA),
         section("conntrack", Conntrack::SCHEMA),
         section("fragments", FragmentsSection::SCHEMA),
+        section("datagrams", DatagramsSection::SCHEMA),
         FieldSchema { name: "ip_ids", class: FieldClass::Redrawn },
         FieldSchema { name: "local_sockets", class: FieldClass::Redrawn },
         FieldSchema { name: "route_table", class: FieldClass::Rebuilt },

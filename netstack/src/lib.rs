@@ -105,7 +105,10 @@ pub use crate::event::{DropEvent, LogEvent, StackEvent};
 pub use crate::fragments::FragmentLimits;
 pub use crate::hook::{Hook, HookRow, HookRowKind, priority};
 pub use crate::link::{LinkConfig, LinkId};
-pub use crate::local::{LocalError, LocalServices, TcpHandle, TcpListener, UdpHandle};
+pub use crate::local::{
+    LocalError, LocalServices, PingReply, PingSocket, ReceiveLimits, SocketError, TcpHandle, TcpListener, UdpDatagram,
+    UdpSocket,
+};
 pub use crate::packet::{Keeper, Packet, Verdict};
 pub use crate::reject::RejectWith;
 pub use crate::report::{DropCause, FlowOutcome, FlowReport, ResetCause, RestoreReport};

@@ -15,6 +15,10 @@ pub struct RestoreReport {
     pub reset: u32,
     /// Flows that were forgotten.
     pub dropped: u32,
+    /// UDP and ping sockets that go on, under the handles they had.
+    pub sockets: usize,
+    /// Datagrams and echo replies that wait in them to be read. A restore loses none.
+    pub datagrams: usize,
     /// Every flow of the image, in creation order.
     pub flows: Vec<FlowReport>,
 }
@@ -60,7 +64,7 @@ pub enum DropCause {
 
 impl RestoreReport {
     pub(crate) fn new(parent: GenerationId, flows: Vec<FlowReport>) -> Self {
-        let mut report = Self { parent, kept: 0, reset: 0, dropped: 0, flows };
+        let mut report = Self { parent, kept: 0, reset: 0, dropped: 0, sockets: 0, datagrams: 0, flows };
         for flow in &report.flows {
             let counter = match flow.outcome {
                 FlowOutcome::Kept => &mut report.kept,

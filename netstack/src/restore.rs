@@ -19,11 +19,11 @@ use self::reset::LocalStream;
 use crate::event::EventQueue;
 use crate::fragments::{Defragmenter, FragmentsSection};
 use crate::image::{
-    CONNTRACK, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, RULES, RulesSection, SCHEMA,
+    CONNTRACK, DATAGRAMS, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, RULES, RulesSection, SCHEMA,
     SECTION_VERSION, SECTIONS, STATS,
 };
 use crate::link::Links;
-use crate::local::{Local, LocalServices};
+use crate::local::{Datagrams, DatagramsSection, Local, LocalServices};
 use crate::report::{FlowReport, RestoreReport};
 use crate::route::RouteTable;
 use crate::rules::Rules;
@@ -41,6 +41,7 @@ pub struct Decoded {
     stats: <Stats as Snapshot>::Saved,
     conntrack: ConntrackSaved,
     fragments: <FragmentsSection as Snapshot>::Saved,
+    datagrams: <DatagramsSection as Snapshot>::Saved,
 }
 
 /// A state that passed every check. It has no keys, so nothing can be looked up in it.
@@ -55,6 +56,7 @@ pub struct Validated {
     stats: Stats,
     conntrack: hibernet_conntrack::Validated,
     fragments: Defragmenter,
+    datagrams: Datagrams,
     now: Instant,
 }
 
@@ -186,6 +188,7 @@ impl Decoded {
             stats: section(&image, STATS, limits)?,
             conntrack: section(&image, CONNTRACK, limits)?,
             fragments: section(&image, FRAGMENTS, limits)?,
+            datagrams: section(&image, DATAGRAMS, limits)?,
             header,
         })
     }
@@ -197,13 +200,15 @@ impl Decoded {
 
     /// Checks every value against everything the running stack relies on. Remaining times count from `now`.
     pub fn validate(self, entropy: &mut Entropy, now: Instant) -> Result<Validated, RestoreError> {
-        let Self { header, lineage, rules, links, local, stats, conntrack, fragments } = self;
+        let Self { header, lineage, rules, links, local, stats, conntrack, fragments, datagrams } = self;
         let LineageSection { parents } = valid(LINEAGE, LineageSection::restore(lineage, (), entropy))?;
         let LinksSection { links, routes } = valid(LINKS, LinksSection::restore(links, (), entropy))?;
         let links = checked_links(links).map_err(|error| config(LINKS, error))?;
         let routes = RouteTable::new(&links, routes).map_err(|error| config(LINKS, error.into()))?;
         let set = valid(RULES, RulesSection::restore(rules, (), entropy).and_then(RulesSection::into_set))?;
         let fragments = FragmentsSection::restore(fragments, (), entropy);
+        let services = valid(LOCAL, LocalServices::restore(local, (), entropy))?;
+        let datagrams = DatagramsSection::restore(datagrams, (), entropy);
         Ok(Validated {
             fragments: valid(FRAGMENTS, fragments.and_then(|section| section.into_defragmenter(now)))?,
             generation: header.generation,
@@ -211,7 +216,8 @@ impl Decoded {
             rules: Rules::load(set, &links).map_err(|error| config(RULES, error.into()))?,
             links,
             routes,
-            services: valid(LOCAL, LocalServices::restore(local, (), entropy))?,
+            datagrams: valid(DATAGRAMS, datagrams.and_then(|section| section.into_datagrams(services)))?,
+            services,
             stats: valid(STATS, Stats::restore(stats, (), entropy))?,
             conntrack: hibernet_conntrack::Validated::check(conntrack, now, entropy)?,
             now,
@@ -222,7 +228,8 @@ impl Decoded {
 impl Validated {
     /// Draws every key afresh from `entropy`, which is wiped afterwards, and files every flow under them.
     pub fn rehash(self, mut entropy: Entropy, policy: RestorePolicy) -> Result<Rehashed, RestoreError> {
-        let Self { generation, parents, links, routes, rules, services, stats, conntrack, fragments, now } = self;
+        let Self { generation, parents, links, routes, rules, services, stats, conntrack, fragments, datagrams, now } =
+            self;
         let RestorePolicy { clone: ClonePolicy::Move, time: TimePolicy::Freeze } = policy;
         let records = conntrack.flows();
         let conntrack = conntrack.rehash(&mut entropy)?;
@@ -231,7 +238,7 @@ impl Validated {
         lineage.push(generation);
         let queues = QueueLimits::default();
         let stack = Stack {
-            local: Local::new(services, &links, &mut entropy),
+            local: Local::new(services, &links, &mut entropy).with_datagrams(datagrams),
             links,
             routes,
             rules,
@@ -261,7 +268,9 @@ impl Rehashed {
         for stream in streams {
             stream.end(&mut stack, now);
         }
-        (stack, RestoreReport::new(generation, flows))
+        let mut report = RestoreReport::new(generation, flows);
+        (report.sockets, report.datagrams) = stack.local.datagrams().count();
+        (stack, report)
     }
 
     /// The restored connection tracking, to look at before any traffic.

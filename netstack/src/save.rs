@@ -7,8 +7,8 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::image::{
-    CONNTRACK, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, MAX_LINEAGE, RULES, RulesSection,
-    SCHEMA, SECTION_VERSION, STATS,
+    CONNTRACK, DATAGRAMS, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, MAX_LINEAGE, RULES,
+    RulesSection, SCHEMA, SECTION_VERSION, STATS,
 };
 use crate::stack::Stack;
 
@@ -70,6 +70,7 @@ impl Stack {
         add(&mut image, STATS, &stats.save())?;
         add(&mut image, CONNTRACK, &conntrack.save())?;
         add(&mut image, FRAGMENTS, &fragments.section(*told).save())?;
+        add(&mut image, DATAGRAMS, &local.datagrams().section().save())?;
         Ok(image.finish())
     }
 }

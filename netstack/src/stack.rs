@@ -405,6 +405,16 @@ pub enum Errno {
     Again,
     /// `EINVAL`.
     Invalid,
+    /// `EBADF`.
+    BadDescriptor,
+    /// `EDESTADDRREQ`.
+    DestinationRequired,
+    /// `EAFNOSUPPORT`.
+    FamilyNotSupported,
+    /// `ECONNREFUSED`.
+    ConnectionRefused,
+    /// `EHOSTUNREACH`.
+    HostUnreachable,
 }
 
 impl Errno {
@@ -416,6 +426,11 @@ impl Errno {
             Self::MessageSize => "EMSGSIZE",
             Self::Again => "EAGAIN",
             Self::Invalid => "EINVAL",
+            Self::BadDescriptor => "EBADF",
+            Self::DestinationRequired => "EDESTADDRREQ",
+            Self::FamilyNotSupported => "EAFNOSUPPORT",
+            Self::ConnectionRefused => "ECONNREFUSED",
+            Self::HostUnreachable => "EHOSTUNREACH",
         }
     }
 }
