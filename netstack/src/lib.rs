@@ -76,6 +76,7 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod cidr;
+mod device;
 mod drop_reason;
 mod event;
 mod fragments;
@@ -100,6 +101,7 @@ mod test_packets;
 mod test_stack;
 
 pub use crate::cidr::{Cidr, CidrError};
+pub use crate::device::{HookedConfig, HookedDevice, HookedError, HookedRxToken, HookedTxToken};
 pub use crate::drop_reason::DropReason;
 pub use crate::event::{DropEvent, LogEvent, StackEvent};
 pub use crate::fragments::FragmentLimits;

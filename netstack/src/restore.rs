@@ -24,7 +24,7 @@ use crate::image::{
 };
 use crate::link::Links;
 use crate::local::{Datagrams, DatagramsSection, Local, LocalServices};
-use crate::report::{FlowReport, RestoreReport};
+use crate::report::{FlowOutcome, FlowReport, RestoreReport};
 use crate::route::RouteTable;
 use crate::rules::Rules;
 use crate::stack::{ConfigError, QueueLimits, Stack, checked_links};
@@ -239,6 +239,7 @@ impl Validated {
         let queues = QueueLimits::default();
         let stack = Stack {
             local: Local::new(services, &links, &mut entropy).with_datagrams(datagrams),
+            sink: None,
             links,
             routes,
             rules,
@@ -271,6 +272,15 @@ impl Rehashed {
         let mut report = RestoreReport::new(generation, flows);
         (report.sockets, report.datagrams) = stack.local.datagrams().count();
         (stack, report)
+    }
+
+    /// Opens the stack as hooks around a device. Connections of the host behind them are its own: none is reset.
+    pub(crate) fn open_as_hooks(mut self, supplied: Supplied) -> (Stack, RestoreReport) {
+        self.streams.clear();
+        for flow in &mut self.flows {
+            flow.outcome = FlowOutcome::Kept;
+        }
+        self.open(supplied)
     }
 
     /// The restored connection tracking, to look at before any traffic.

@@ -48,6 +48,7 @@ impl Stack {
             conntrack,
             fragments,
             local,
+            sink: _,
             stats,
             lineage,
             told,

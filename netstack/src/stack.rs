@@ -6,6 +6,7 @@ use hibernet_conntrack::{CanaryReport, CanaryScan, Conntrack, FlowRecord, Sysctl
 use hibernet_snapshot::{Entropy, GenerationId, Instant, Invalid, Redraw};
 use thiserror::Error;
 
+use crate::device::Sink;
 use crate::drop_reason::DropReason;
 use crate::event::{EventQueue, StackEvent};
 use crate::fragments::{Defragmenter, FragmentLimits};
@@ -114,6 +115,8 @@ pub struct Stack {
     pub(crate) conntrack: Conntrack,
     pub(crate) fragments: Defragmenter,
     pub(crate) local: Local,
+    /// Set where the host behind the hooks has sockets of its own.
+    pub(crate) sink: Option<Sink>,
     pub(crate) stats: Stats,
     pub(crate) events: EventQueue,
     pub(crate) egress: VecDeque<Egress>,
@@ -147,6 +150,7 @@ impl Stack {
         let conntrack = Conntrack::new(conntrack, &mut entropy, now)?;
         Ok(Self {
             local: Local::new(services, &links, &mut entropy),
+            sink: None,
             links,
             routes,
             rules,

@@ -258,7 +258,7 @@ fn clock(now: Instant) -> smoltcp::time::Instant {
 }
 
 /// smoltcp's time as ours.
-fn from_clock(at: smoltcp::time::Instant) -> Instant {
+pub(crate) fn from_clock(at: smoltcp::time::Instant) -> Instant {
     let micros = u64::try_from(at.total_micros()).unwrap_or(0);
     Instant::from_nanos(micros.saturating_mul(1000))
 }
