@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Runs it all; gives what there is to say.
-pub fn run() -> Result<Vec<String>, Box<dyn Error>> {
+pub(crate) fn run() -> Result<Vec<String>, Box<dyn Error>> {
     let mut said = Vec::new();
     let mut say = |line: String| said.push(line);
     // A live program takes Entropy::from_os().

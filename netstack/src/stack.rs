@@ -419,6 +419,16 @@ pub enum Errno {
     ConnectionRefused,
     /// `EHOSTUNREACH`.
     HostUnreachable,
+    /// `EACCES`.
+    Access,
+    /// `EPROTO`.
+    Protocol,
+    /// `ENOPROTOOPT`.
+    ProtocolNotAvailable,
+    /// `EHOSTDOWN`.
+    HostDown,
+    /// `ENONET`.
+    NotOnNetwork,
 }
 
 impl Errno {
@@ -435,6 +445,11 @@ impl Errno {
             Self::FamilyNotSupported => "EAFNOSUPPORT",
             Self::ConnectionRefused => "ECONNREFUSED",
             Self::HostUnreachable => "EHOSTUNREACH",
+            Self::Access => "EACCES",
+            Self::Protocol => "EPROTO",
+            Self::ProtocolNotAvailable => "ENOPROTOOPT",
+            Self::HostDown => "EHOSTDOWN",
+            Self::NotOnNetwork => "ENONET",
         }
     }
 }

@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::Error;
 
-use hibernet_fuzz::{GENERATION, RULES, feed, framed, stack};
+use hibernet_fuzz::{GENERATION, RULES, feed, framed, with_sockets};
 use hibernet_netstack::Ruleset;
 
 fn main() -> Result<(), Error> {
@@ -29,7 +29,7 @@ fn main() -> Result<(), Error> {
         packets.extend(&input);
         fs::write(format!("corpus/rules/{name}"), packets)?;
         let rules = Ruleset::from_json(RULES).map_err(Error::other)?;
-        let mut stack = stack(rules).ok_or_else(|| Error::other("the configuration is sound"))?;
+        let mut stack = with_sockets(rules).ok_or_else(|| Error::other("the configuration is sound"))?;
         let now = feed(&mut stack, &input);
         fs::write(format!("corpus/restore/{name}"), stack.save(GENERATION, now).map_err(Error::other)?)?;
     }

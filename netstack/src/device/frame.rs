@@ -6,7 +6,7 @@ use hibernet_conntrack::proto;
 use smoltcp::phy::{ChecksumCapabilities, DeviceCapabilities, Medium};
 use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket};
 
-use super::{HookedError, name_of};
+use super::HookedError;
 
 /// How a device frames datagrams.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,10 +28,12 @@ pub(super) enum FrameHeader {
 impl Framing {
     pub(super) fn of(capabilities: &DeviceCapabilities) -> Result<Self, HookedError> {
         // Not a match: other crates can switch on more media.
-        let header = match capabilities.medium {
-            medium if medium == Medium::Ip => 0,
-            medium if medium == Medium::Ethernet => ETHERNET_HEADER,
-            medium => return Err(HookedError::Medium { found: name_of(medium) }),
+        let header = if capabilities.medium == Medium::Ip {
+            0
+        } else if capabilities.medium == Medium::Ethernet {
+            ETHERNET_HEADER
+        } else {
+            return Err(HookedError::Medium { found: format!("{:?}", capabilities.medium) });
         };
         let mtu = capabilities.max_transmission_unit.saturating_sub(header).min(LARGEST);
         Ok(Self { ethernet: header != 0, mtu })

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use hibernet_conntrack::FlowRecord;
 use hibernet_snapshot::image::Limits;
 use hibernet_snapshot::{Entropy, GenerationId, Instant};
-use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta};
+use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, PacketMeta};
 use smoltcp::time::Instant as Clock;
 use thiserror::Error;
 
@@ -350,9 +350,4 @@ impl<D: Device> phy::TxToken for HookedTxToken<'_, D> {
     fn set_meta(&mut self, meta: PacketMeta) {
         self.meta = meta;
     }
-}
-
-/// The medium by name.
-fn name_of(medium: Medium) -> String {
-    format!("{medium:?}")
 }

@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 
 use hibernet_conntrack::{CtState, parse};
-use smoltcp::phy::{Checksum, RxToken as _, TxToken as _};
+use smoltcp::phy::{Checksum, Medium, RxToken as _, TxToken as _};
 
 use super::*;
 use crate::StackEvent;
@@ -151,7 +151,7 @@ fn what_the_program_sends_is_tracked_and_its_answers_are_known() {
         let answer = udp(peer, host, b"answer");
         assert_eq!(device.hears(answer.clone()), None);
         let asked = udp(host, peer, b"question");
-        assert_eq!(device.says(&asked), [asked.clone()]);
+        assert_eq!(device.says(&asked), core::slice::from_ref(&asked));
         assert_eq!(device.hears(answer.clone()), Some(answer));
         assert_eq!(device.flows(Instant::ZERO).len(), 1);
         assert_eq!(device.says(&udp(host, &peer.replace(":1000", ":25"), b"spam")), [[0; 0]; 0]);

@@ -132,7 +132,7 @@ impl SocketSection {
             && !can_have(kind, peer.is_some(), notice)
         {
             let found = format!("{notice:?}");
-            return Err(Invalid::new("notice", found, "a refusal of a connected UDP socket, or an error of a ping"));
+            return Err(Invalid::new("notice", found, "what a connected UDP socket or a ping is told of"));
         }
         let bytes = checked(&waiting)?;
         let mut socket = DatagramSocket::new(addr, number, limits);
@@ -147,8 +147,9 @@ impl SocketSection {
 /// Whether a socket of the kind is ever told so.
 fn can_have(kind: Kind, connected: bool, notice: Notice) -> bool {
     match notice {
-        Notice::Refused(_) => kind == Kind::Udp && connected,
-        Notice::Unreachable(..) | Notice::TimeExceeded(_) => kind == Kind::Ping,
+        _ if kind == Kind::Udp => connected && notice.is_fatal(),
+        Notice::Refused(_) => false,
+        Notice::Unreachable(..) | Notice::TimeExceeded(_) | Notice::TooBig(_) | Notice::Parameter(..) => true,
     }
 }
 

@@ -53,8 +53,8 @@ pub enum SocketError {
         /// Who sent the error.
         by: IpAddr,
     },
-    /// An ICMP error says of an earlier echo request that its destination cannot be reached.
-    #[error("EHOSTUNREACH: {by} says that the destination is unreachable, code {code}")]
+    /// An ICMP error says of an earlier datagram that its destination cannot be reached.
+    #[error("{}: {by} says that the destination is unreachable, code {code}", self.errno().name())]
     Unreachable {
         /// Who sent the error.
         by: IpAddr,
@@ -66,6 +66,20 @@ pub enum SocketError {
     TimeExceeded {
         /// Who sent the error.
         by: IpAddr,
+    },
+    /// An ICMP error says of an earlier datagram that it is larger than a link on the way takes.
+    #[error("EMSGSIZE: {by} says that the datagram was too big")]
+    TooBig {
+        /// Who sent the error.
+        by: IpAddr,
+    },
+    /// An ICMP error says of an earlier datagram that its header cannot be read.
+    #[error("EPROTO: {by} says that there is a problem with the header, code {code}")]
+    Parameter {
+        /// Who sent the error.
+        by: IpAddr,
+        /// Code of the error (RFC 792; RFC 4443, section 3.4).
+        code: u8,
     },
     /// The datagram was dropped on its way out.
     #[error(transparent)]
@@ -82,9 +96,26 @@ impl SocketError {
             Self::Family { .. } => Errno::FamilyNotSupported,
             Self::NoRoute { .. } => Errno::NetworkUnreachable,
             Self::Refused { .. } => Errno::ConnectionRefused,
-            Self::Unreachable { .. } | Self::TimeExceeded { .. } => Errno::HostUnreachable,
+            Self::Unreachable { by, code } => unreachable(*by, *code),
+            Self::TimeExceeded { .. } => Errno::HostUnreachable,
+            Self::TooBig { .. } => Errno::MessageSize,
+            Self::Parameter { .. } => Errno::Protocol,
             Self::Dropped(error) => error.errno(),
         }
+    }
+}
+
+/// What the codes of destination unreachable are for a socket.
+const fn unreachable(by: IpAddr, code: u8) -> Errno {
+    match (by, code) {
+        (IpAddr::V4(_), 0 | 6 | 9) | (IpAddr::V6(_), 0) => Errno::NetworkUnreachable,
+        (IpAddr::V4(_), 2) => Errno::ProtocolNotAvailable,
+        (IpAddr::V4(_), 3) | (IpAddr::V6(_), 4) => Errno::ConnectionRefused,
+        (IpAddr::V4(_), 7) => Errno::HostDown,
+        (IpAddr::V4(_), 8) => Errno::NotOnNetwork,
+        (IpAddr::V6(_), 1 | 5 | 6) => Errno::Access,
+        (IpAddr::V6(_), 7 | 8) => Errno::Protocol,
+        _ => Errno::HostUnreachable,
     }
 }
 
@@ -94,6 +125,8 @@ impl From<Notice> for SocketError {
             Notice::Refused(by) => Self::Refused { by },
             Notice::Unreachable(by, code) => Self::Unreachable { by, code },
             Notice::TimeExceeded(by) => Self::TimeExceeded { by },
+            Notice::TooBig(by) => Self::TooBig { by },
+            Notice::Parameter(by, code) => Self::Parameter { by, code },
         }
     }
 }

@@ -18,18 +18,19 @@ impl Local {
         if quoted.src != packet.dst() {
             return;
         }
-        let Some(meaning) = Meaning::of(by.is_ipv4(), *kind, *code) else { return };
+        let Some(notice) = Notice::of(by, *kind, *code) else { return };
         match (quoted.proto, quoted.l4) {
-            (proto::UDP, [s1, s0, d1, d0, ..]) if meaning == Meaning::Port => {
+            (proto::UDP, [s1, s0, d1, d0, ..]) if notice.is_fatal() => {
                 let own = SocketAddr::new(quoted.src, u16::from_be_bytes([*s1, *s0]));
                 let peer = SocketAddr::new(quoted.dst, u16::from_be_bytes([*d1, *d0]));
-                self.refuse_udp(own, peer, by);
+                self.fail_udp(own, peer, notice);
             }
             (proto::ICMP, [ECHO_REQUEST, _, _, _, id1, id0, ..])
             | (proto::ICMPV6, [ECHO_REQUEST_V6, _, _, _, id1, id0, ..]) => {
-                let notice = match meaning {
-                    Meaning::Port | Meaning::Unreachable => Notice::Unreachable(by, *code),
-                    Meaning::TimeExceeded => Notice::TimeExceeded(by),
+                // An echo request has no port that could be refused.
+                let notice = match notice {
+                    Notice::Refused(by) => Notice::Unreachable(by, *code),
+                    other => other,
                 };
                 self.fail_ping(quoted.src, u16::from_be_bytes([*id1, *id0]), quoted.dst, notice);
             }
@@ -38,20 +39,15 @@ impl Local {
     }
 }
 
-/// What an error means to who sent the datagram.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Meaning {
-    Port,
-    Unreachable,
-    TimeExceeded,
-}
-
-impl Meaning {
-    fn of(v4: bool, kind: u8, code: u8) -> Option<Self> {
-        match (v4, kind, code) {
-            (true, 3, 3) | (false, 1, 4) => Some(Self::Port),
-            (true, 3, _) | (false, 1, _) => Some(Self::Unreachable),
-            (true, 11, 0) | (false, 3, 0) => Some(Self::TimeExceeded),
+impl Notice {
+    /// What an error of `by` means to who sent the datagram (RFC 792, RFC 4443).
+    fn of(by: IpAddr, kind: u8, code: u8) -> Option<Self> {
+        match (by.is_ipv4(), kind, code) {
+            (true, 3, 3) | (false, 1, 4) => Some(Self::Refused(by)),
+            (true, 3, 4) | (false, 2, _) => Some(Self::TooBig(by)),
+            (true, 3, _) | (false, 1, _) => Some(Self::Unreachable(by, code)),
+            (true, 11, 0) | (false, 3, 0) => Some(Self::TimeExceeded(by)),
+            (true, 12, _) | (false, 4, _) => Some(Self::Parameter(by, code)),
             _ => None,
         }
     }

@@ -62,6 +62,23 @@ pub(super) enum Notice {
     Unreachable(#[snapshot(saved)] IpAddr, #[snapshot(saved)] u8),
     /// Too many hops.
     TimeExceeded(#[snapshot(saved)] IpAddr),
+    /// Larger than a link on the way takes.
+    TooBig(#[snapshot(saved)] IpAddr),
+    /// Its header cannot be read, with the code of the error.
+    Parameter(#[snapshot(saved)] IpAddr, #[snapshot(saved)] u8),
+}
+
+impl Notice {
+    /// Whether a connected socket hears of it: of what will not pass by itself. The codes are those that Linux 6.18.44
+    /// was seen to tell of without `IP_RECVERR`.
+    pub(super) fn is_fatal(self) -> bool {
+        match self {
+            Self::Refused(_) | Self::TooBig(_) | Self::Parameter(..) => true,
+            Self::Unreachable(IpAddr::V4(_), code) => matches!(code, 2 | 6..=10 | 13..=15),
+            Self::Unreachable(IpAddr::V6(_), code) => matches!(code, 1 | 5..=8),
+            Self::TimeExceeded(_) => false,
+        }
+    }
 }
 
 /// Bounds of what a UDP or ping socket holds until it is read. What does not fit is a counted drop

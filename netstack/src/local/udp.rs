@@ -48,8 +48,8 @@ impl Stack {
         self.local.datagrams.udp.bind(addr, port).map(UdpSocket)
     }
 
-    /// Connects a socket: from now on it takes datagrams of `peer` alone, and is told when an ICMP error says that nobody has
-    /// the port. A socket bound to all addresses is narrowed to the one it reaches the peer from. What waits already stays.
+    /// Connects a socket: from now on it takes datagrams of `peer` alone, and is told what ICMP errors say of those it sends:
+    /// that nobody has the port, and whatever else does not pass by itself. A socket bound to all addresses is narrowed to the one it reaches the peer from. What waits already stays.
     ///
     /// # Errors
     /// If the socket is closed, the peer is of the other family or has no address or port, or there is no route to it.
@@ -231,13 +231,13 @@ impl Local {
         Err(LocalError::NoPort)
     }
 
-    /// Leaves word with the connected socket that has sent a datagram that nobody has the port for. Like a kernel's, a socket
-    /// hears of nothing else that routers say on the way: it may pass.
-    pub(super) fn refuse_udp(&mut self, own: SocketAddr, peer: SocketAddr, by: IpAddr) {
+    /// Leaves word with the connected socket that has sent a datagram an error is about. Like a kernel's, one that is not
+    /// connected does not hear of it.
+    pub(super) fn fail_udp(&mut self, own: SocketAddr, peer: SocketAddr, notice: Notice) {
         let udp = &mut self.datagrams.udp;
         let sender = udp.find(own.ip(), own.port(), (peer.ip(), peer.port()));
         if let Some(id) = sender.filter(|id| udp.get(*id).is_some_and(|socket| socket.peer.is_some())) {
-            udp.notify(id, Notice::Refused(by));
+            udp.notify(id, notice);
         }
     }
 }
