@@ -2,11 +2,13 @@
 //!
 //! Build and run on the stable toolchain, for instance `cargo fuzz run -s none restore`, or as `.ci/fuzz` does.
 
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 
 use hibernet_conntrack::Config;
 use hibernet_netstack::{
-    Cidr, Decoded, LinkConfig, LocalServices, RestorePolicy, Route, Ruleset, Stack, StackConfig, Supplied,
+    Cidr, Decoded, LinkConfig, LocalServices, ReceiveLimits, RestorePolicy, Route, Ruleset, Stack, StackConfig,
+    Supplied,
 };
 use hibernet_snapshot::image::Limits;
 use hibernet_snapshot::{Entropy, GenerationId, Instant};
@@ -52,6 +54,26 @@ pub fn stack(rules: Ruleset) -> Option<Stack> {
     Stack::new(config, Entropy::from_test_seed(1), START).ok()
 }
 
+/// A stack with sockets that most of the stored packets reach, and a peer that answers one of them with an error.
+pub fn with_sockets(rules: Ruleset) -> Option<Stack> {
+    let mut stack = stack(rules)?;
+    let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    let near = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+    let far: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 10));
+    for port in [53, 5000, 40_000] {
+        let socket = stack.udp_bind(any, port).ok()?;
+        stack.udp_set_receive_limits(socket, ReceiveLimits { bytes: 2000, datagrams: 4 }).ok()?;
+    }
+    let connected = stack.udp_bind(near, 4000).ok()?;
+    stack.udp_connect(connected, (far, 53).into()).ok()?;
+    stack.udp_send_connected(connected, b"asked", START).ok()?;
+    for identifier in [1, 7] {
+        let socket = stack.ping_bind(any, identifier).ok()?;
+        stack.ping_send(socket, far, 1, b"asked", START).ok()?;
+    }
+    Some(stack)
+}
+
 /// Splits bytes into frames: a byte for link and waiting time, two for the length, the frame.
 pub fn frames(mut bytes: &[u8]) -> impl Iterator<Item = (bool, Duration, Vec<u8>)> {
     core::iter::from_fn(move || {
@@ -83,6 +105,12 @@ pub fn feed(stack: &mut Stack, bytes: &[u8]) -> Instant {
         }
         while stack.egress().is_some() {}
         while stack.next_event().is_some() {}
+        // Every so often something is read, so that queues are saved full, empty and in between.
+        if wait.as_millis() % 300 == 200 {
+            let (udp, ping): (Vec<_>, Vec<_>) = (stack.udp_sockets().collect(), stack.ping_sockets().collect());
+            udp.into_iter().for_each(|socket| drop(stack.udp_recv(socket)));
+            ping.into_iter().for_each(|socket| drop(stack.ping_recv(socket)));
+        }
     }
     stack.poll(now);
     now

@@ -6,7 +6,7 @@ use hibernet_snapshot::{FieldClass, FieldSchema, GenerationId, Invalid, Schema, 
 
 use crate::fragments::FragmentsSection;
 use crate::link::LinkConfig;
-use crate::local::{LocalServices, TcpSection};
+use crate::local::{DatagramsSection, LocalServices, TcpSection};
 use crate::route::Route;
 use crate::rules::{BaseChain, Chain, Counters, Rule, Ruleset};
 use crate::stats::Stats;
@@ -25,10 +25,12 @@ pub(crate) const STATS: SectionId = SectionId::new(*b"STAT");
 pub(crate) const LOCAL: SectionId = SectionId::new(*b"LOCL");
 /// TCP connections and listeners of the host itself.
 pub(crate) const TCP: SectionId = SectionId::new(*b"TCPS");
+/// UDP and ping sockets.
+pub(crate) const DATAGRAMS: SectionId = SectionId::new(*b"UDPS");
 /// Generations.
 pub(crate) const LINEAGE: SectionId = SectionId::new(*b"LINE");
 /// All of them, in the order they are written: rules come before what they guard.
-pub(crate) const SECTIONS: [SectionId; 8] = [LINEAGE, RULES, LINKS, LOCAL, STATS, CONNTRACK, FRAGMENTS, TCP];
+pub(crate) const SECTIONS: [SectionId; 9] = [LINEAGE, RULES, LINKS, LOCAL, STATS, CONNTRACK, FRAGMENTS, TCP, DATAGRAMS];
 /// Version of every section's layout.
 pub(crate) const SECTION_VERSION: u16 = 1;
 /// Most parents an image names.
@@ -46,6 +48,7 @@ pub(crate) const SCHEMA: Schema = Schema::Struct {
         section("conntrack", Conntrack::SCHEMA),
         section("fragments", FragmentsSection::SCHEMA),
         section("tcp", TcpSection::SCHEMA),
+        section("datagrams", DatagramsSection::SCHEMA),
         FieldSchema { name: "ip_ids", class: FieldClass::Redrawn },
         FieldSchema { name: "local_sockets", class: FieldClass::Redrawn },
         FieldSchema { name: "tcp_numbers", class: FieldClass::Redrawn },

@@ -2,8 +2,8 @@
 //!
 //! A [`Stack`] takes IP datagrams from links and gives IP datagrams to links. Between them stand netfilter's five hook
 //! points with netfilter's stations and priorities, chains of rules that read like nft's, connection tracking and NAT
-//! (crate `hibernet-conntrack`), routes with the ICMP errors of a router, and behind INPUT and OUTPUT smoltcp with this
-//! host's own sockets. What the kernel can be seen to do is done the same way, and held against its recorded answers.
+//! (crate `hibernet-conntrack`), routes with the ICMP errors of a router, and behind INPUT and OUTPUT this host's own sockets:
+//! TCP on smoltcp, UDP and ping. What the kernel can be seen to do is done the same way, and held against its recorded answers.
 //!
 //! [`Stack::save`] writes all of it as one image, without one key. The way back has steps that the types enforce:
 //! [`Decoded`], [`Validated`], [`Rehashed`], and only then a [`Stack`] that takes traffic, its rules in force before its
@@ -65,6 +65,11 @@
 //! POSTROUTING. [`Stack::hooks`] lists what runs at each hook. A packet ends in the egress queue, in a local socket, or with
 //! a [`DropReason`], a counter and an event: there is no other end.
 //!
+//! # Sockets
+//! No call on them blocks. [`UdpSocket`] and [`PingSocket`] are handles that stay valid through a restore, which brings back
+//! what waits in them. [`Stack::udp_wake_on_readable`] takes the waker of an async runtime's task. A program that has
+//! smoltcp's own sockets already puts a [`HookedDevice`] around its device.
+//!
 //! # What it does not do
 //! - **No I/O, clock or randomness**: datagrams, time and [`hibernet_snapshot::Entropy`] are arguments.
 //! - **No Ethernet**: links carry IP datagrams; there is no ARP or neighbour discovery.
@@ -76,6 +81,7 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod cidr;
+mod device;
 mod drop_reason;
 mod event;
 mod fragments;
@@ -100,14 +106,15 @@ mod test_packets;
 mod test_stack;
 
 pub use crate::cidr::{Cidr, CidrError};
+pub use crate::device::{HookedConfig, HookedDevice, HookedError, HookedRxToken, HookedTxToken};
 pub use crate::drop_reason::DropReason;
 pub use crate::event::{DropEvent, LogEvent, StackEvent};
 pub use crate::fragments::FragmentLimits;
 pub use crate::hook::{Hook, HookRow, HookRowKind, priority};
 pub use crate::link::{LinkConfig, LinkId};
 pub use crate::local::{
-    Congestion, ListenOptions, LocalError, LocalLimits, LocalServices, StreamError, StreamOptions, StreamState,
-    TcpListener, TcpStream, UdpHandle,
+    Congestion, ListenOptions, LocalError, LocalLimits, LocalServices, PingReply, PingSocket, ReceiveLimits,
+    SocketError, StreamError, StreamOptions, StreamState, TcpListener, TcpStream, UdpDatagram, UdpSocket,
 };
 pub use crate::packet::{Keeper, Packet, Verdict};
 pub use crate::reject::RejectWith;

@@ -20,6 +20,10 @@ pub struct RestoreReport {
     pub reset: u32,
     /// Flows that were forgotten, with nobody to tell.
     pub dropped: u32,
+    /// UDP and ping sockets that go on, under the handles they had.
+    pub sockets: usize,
+    /// Datagrams and echo replies that wait in them to be read. A restore loses none.
+    pub datagrams: usize,
     /// Every flow of the image, in creation order.
     pub flows: Vec<FlowReport>,
     /// TCP streams of this host that go on.
@@ -116,6 +120,8 @@ impl RestoreReport {
             kept: count(kept),
             reset: count(flows.len().saturating_sub(kept)),
             dropped: 0,
+            sockets: 0,
+            datagrams: 0,
             flows,
             streams_kept: count(streams_kept),
             streams_reset: count(streams.len().saturating_sub(streams_kept)),

@@ -18,12 +18,12 @@ use thiserror::Error;
 use crate::event::EventQueue;
 use crate::fragments::{Defragmenter, FragmentsSection};
 use crate::image::{
-    CONNTRACK, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, RULES, RulesSection, SCHEMA,
+    CONNTRACK, DATAGRAMS, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, RULES, RulesSection, SCHEMA,
     SECTION_VERSION, SECTIONS, STATS, TCP,
 };
 use crate::link::Links;
-use crate::local::{Local, LocalLimits, LocalServices, StreamReset, TcpSection};
-use crate::report::RestoreReport;
+use crate::local::{Datagrams, DatagramsSection, Local, LocalLimits, LocalServices, StreamReset, TcpSection};
+use crate::report::{FlowOutcome, RestoreReport};
 use crate::route::RouteTable;
 use crate::rules::Rules;
 use crate::stack::{ConfigError, QueueLimits, Stack, checked_links};
@@ -41,6 +41,7 @@ pub struct Decoded {
     conntrack: ConntrackSaved,
     fragments: <FragmentsSection as Snapshot>::Saved,
     tcp: <TcpSection as Snapshot>::Saved,
+    datagrams: <DatagramsSection as Snapshot>::Saved,
 }
 
 /// A state that passed every check. It has no keys, so nothing can be looked up in it.
@@ -56,6 +57,7 @@ pub struct Validated {
     conntrack: hibernet_conntrack::Validated,
     fragments: Defragmenter,
     tcp: TcpSection,
+    datagrams: Datagrams,
     now: Instant,
 }
 
@@ -189,6 +191,7 @@ impl Decoded {
             conntrack: section(&image, CONNTRACK, limits)?,
             fragments: section(&image, FRAGMENTS, limits)?,
             tcp: section(&image, TCP, limits)?,
+            datagrams: section(&image, DATAGRAMS, limits)?,
             header,
         })
     }
@@ -200,13 +203,15 @@ impl Decoded {
 
     /// Checks every value against everything the running stack relies on. Remaining times count from `now`.
     pub fn validate(self, entropy: &mut Entropy, now: Instant) -> Result<Validated, RestoreError> {
-        let Self { header, lineage, rules, links, local, stats, conntrack, fragments, tcp } = self;
+        let Self { header, lineage, rules, links, local, stats, conntrack, fragments, tcp, datagrams } = self;
         let LineageSection { parents } = valid(LINEAGE, LineageSection::restore(lineage, (), entropy))?;
         let LinksSection { links, routes } = valid(LINKS, LinksSection::restore(links, (), entropy))?;
         let links = checked_links(links).map_err(|error| config(LINKS, error))?;
         let routes = RouteTable::new(&links, routes).map_err(|error| config(LINKS, error.into()))?;
         let set = valid(RULES, RulesSection::restore(rules, (), entropy).and_then(RulesSection::into_set))?;
         let fragments = FragmentsSection::restore(fragments, (), entropy);
+        let services = valid(LOCAL, LocalServices::restore(local, (), entropy))?;
+        let datagrams = DatagramsSection::restore(datagrams, (), entropy);
         Ok(Validated {
             fragments: valid(FRAGMENTS, fragments.and_then(|section| section.into_defragmenter(now)))?,
             generation: header.generation,
@@ -215,7 +220,8 @@ impl Decoded {
             links,
             routes,
             tcp: valid(TCP, TcpSection::restore(tcp, (), entropy))?,
-            services: valid(LOCAL, LocalServices::restore(local, (), entropy))?,
+            datagrams: valid(DATAGRAMS, datagrams.and_then(|section| section.into_datagrams(services)))?,
+            services,
             stats: valid(STATS, Stats::restore(stats, (), entropy))?,
             conntrack: hibernet_conntrack::Validated::check(conntrack, now, entropy)?,
             now,
@@ -226,7 +232,20 @@ impl Decoded {
 impl Validated {
     /// Draws every key afresh from `entropy`, which is wiped afterwards, and files every flow under them.
     pub fn rehash(self, mut entropy: Entropy, policy: RestorePolicy) -> Result<Rehashed, RestoreError> {
-        let Self { generation, parents, links, routes, rules, services, stats, conntrack, fragments, tcp, now } = self;
+        let Self {
+            generation,
+            parents,
+            links,
+            routes,
+            rules,
+            services,
+            stats,
+            conntrack,
+            fragments,
+            tcp,
+            datagrams,
+            now,
+        } = self;
         let RestorePolicy { clone: ClonePolicy::Move, time: TimePolicy::Freeze } = policy;
         let records = conntrack.flows();
         let conntrack = conntrack.rehash(&mut entropy)?;
@@ -239,7 +258,8 @@ impl Validated {
         lineage.push(generation);
         let queues = QueueLimits::default();
         let stack = Stack {
-            local,
+            local: local.with_datagrams(datagrams),
+            sink: None,
             links,
             routes,
             rules,
@@ -262,7 +282,7 @@ impl Rehashed {
     /// Opens the stack for traffic. Peers of connections that cannot go on are reset at once: the resets are the first
     /// packets in [`Stack::egress`], and pass OUTPUT and NAT as any packet of this host does.
     pub fn open(self, supplied: Supplied) -> (Stack, RestoreReport) {
-        let Self { mut stack, report, resets, now } = self;
+        let Self { mut stack, mut report, resets, now } = self;
         let Supplied { queues, local } = supplied;
         stack.queues = queues;
         stack.events = EventQueue::new(queues.events);
@@ -270,7 +290,17 @@ impl Rehashed {
         for stream in &resets {
             reset::end(&mut stack, stream, now);
         }
+        (report.sockets, report.datagrams) = stack.local.datagrams().count();
         (stack, report)
+    }
+
+    /// Opens the stack as hooks around a device. Connections of the host behind them are its own: none is reset.
+    pub(crate) fn open_as_hooks(mut self, supplied: Supplied) -> (Stack, RestoreReport) {
+        self.resets.clear();
+        for flow in &mut self.report.flows {
+            flow.outcome = FlowOutcome::Kept;
+        }
+        self.open(supplied)
     }
 
     /// The restored connection tracking, to look at before any traffic.

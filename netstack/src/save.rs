@@ -7,8 +7,8 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::image::{
-    CONNTRACK, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, MAX_LINEAGE, RULES, RulesSection,
-    SCHEMA, SECTION_VERSION, STATS, TCP,
+    CONNTRACK, DATAGRAMS, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, MAX_LINEAGE, RULES,
+    RulesSection, SCHEMA, SECTION_VERSION, STATS, TCP,
 };
 use crate::stack::Stack;
 
@@ -47,6 +47,7 @@ impl Stack {
             conntrack,
             fragments,
             local,
+            sink: _,
             stats,
             lineage,
             told,
@@ -70,6 +71,7 @@ impl Stack {
         add(&mut image, CONNTRACK, &conntrack.save())?;
         add(&mut image, FRAGMENTS, &fragments.section(*told).save())?;
         add(&mut image, TCP, &local.tcp_section(*told).save())?;
+        add(&mut image, DATAGRAMS, &local.datagrams().section().save())?;
         Ok(image.finish())
     }
 }

@@ -6,6 +6,7 @@ use hibernet_conntrack::{CanaryReport, CanaryScan, Conntrack, FlowRecord, Sysctl
 use hibernet_snapshot::{Entropy, GenerationId, Instant, Invalid, Redraw};
 use thiserror::Error;
 
+use crate::device::Sink;
 use crate::drop_reason::DropReason;
 use crate::event::{EventQueue, StackEvent};
 use crate::fragments::{Defragmenter, FragmentLimits};
@@ -116,6 +117,8 @@ pub struct Stack {
     pub(crate) conntrack: Conntrack,
     pub(crate) fragments: Defragmenter,
     pub(crate) local: Local,
+    /// Set where the host behind the hooks has sockets of its own.
+    pub(crate) sink: Option<Sink>,
     pub(crate) stats: Stats,
     pub(crate) events: EventQueue,
     pub(crate) egress: VecDeque<Egress>,
@@ -149,6 +152,7 @@ impl Stack {
         let conntrack = Conntrack::new(conntrack, &mut entropy, now)?;
         Ok(Self {
             local: Local::new(services, local, &links, &mut entropy),
+            sink: None,
             links,
             routes,
             rules,
@@ -408,6 +412,26 @@ pub enum Errno {
     Again,
     /// `EINVAL`.
     Invalid,
+    /// `EBADF`.
+    BadDescriptor,
+    /// `EDESTADDRREQ`.
+    DestinationRequired,
+    /// `EAFNOSUPPORT`.
+    FamilyNotSupported,
+    /// `ECONNREFUSED`.
+    ConnectionRefused,
+    /// `EHOSTUNREACH`.
+    HostUnreachable,
+    /// `EACCES`.
+    Access,
+    /// `EPROTO`.
+    Protocol,
+    /// `ENOPROTOOPT`.
+    ProtocolNotAvailable,
+    /// `EHOSTDOWN`.
+    HostDown,
+    /// `ENONET`.
+    NotOnNetwork,
 }
 
 impl Errno {
@@ -419,6 +443,16 @@ impl Errno {
             Self::MessageSize => "EMSGSIZE",
             Self::Again => "EAGAIN",
             Self::Invalid => "EINVAL",
+            Self::BadDescriptor => "EBADF",
+            Self::DestinationRequired => "EDESTADDRREQ",
+            Self::FamilyNotSupported => "EAFNOSUPPORT",
+            Self::ConnectionRefused => "ECONNREFUSED",
+            Self::HostUnreachable => "EHOSTUNREACH",
+            Self::Access => "EACCES",
+            Self::Protocol => "EPROTO",
+            Self::ProtocolNotAvailable => "ENOPROTOOPT",
+            Self::HostDown => "EHOSTDOWN",
+            Self::NotOnNetwork => "ENONET",
         }
     }
 }

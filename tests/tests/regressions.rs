@@ -9,7 +9,9 @@ use hibernet_conntrack::{
     CanaryScan, Config, Conntrack, CtState, EarlyDrop, FlowRecord, Origin, ProtocolState, Refusal, Status, TcpState,
     TcpTrack, Zone, parse,
 };
-use hibernet_netstack::{DropReason, RestoreError, Ruleset, Stack, StackConfig, StackEvent, StreamOptions};
+use hibernet_netstack::{
+    DropReason, RestoreError, Ruleset, SocketError, Stack, StackConfig, StackEvent, StreamOptions,
+};
 use hibernet_snapshot::image::{Image, ImageWriter, Limits, Requirement, SectionId};
 use hibernet_snapshot::{Entropy, Instant};
 use hibernet_tests::notation::{build, text};
@@ -406,8 +408,9 @@ fn a_full_table_is_told_to_local_senders_of_datagrams_and_not_to_connect() {
     let mut router = Router::of(gateway.open(1));
     router.send("dmz", "udp 198.18.0.2:5000 > 198.51.100.10:53 len=1");
     let now = router.now;
-    let socket = router.stack.listen_udp("203.0.113.1".parse().unwrap(), 4000).unwrap();
-    let udp = router.stack.udp_send(socket, "198.51.100.10:53".parse().unwrap(), b"x", now).unwrap_err();
+    let socket = router.stack.udp_bind("203.0.113.1".parse().unwrap(), 4000).unwrap();
+    let udp = router.stack.udp_send(socket, "198.51.100.10:53".parse().unwrap(), b"x", now);
+    let Err(SocketError::Dropped(udp)) = udp else { panic!("{udp:?}") };
     let raw = ["icmp 203.0.113.1 > 198.51.100.10 echo id=1 seq=1", "proto99 203.0.113.1 > 198.51.100.10 len=4"]
         .map(|line| router.stack.local_output(build(line, None).unwrap(), now).unwrap_err());
     for error in [udp, raw[0], raw[1]] {

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use hibernet_tests::traffic::{Gateway, Meddling, Trace, body, difference};
+use hibernet_netstack::Stack;
+use hibernet_tests::traffic::{GENERATION, Gateway, Meddling, START, Trace, body, difference};
 
 fn trace() -> Trace {
     Trace::of(&Gateway::with_room_for(256), 1, 11, 3000)
@@ -33,6 +34,32 @@ fn the_trace_holds_every_kind_of_choice() {
         |bytes: &[u8]| matches!(bytes, [0x45, _, _, _, _, _, _, _, _, 1, ..] if bytes[20] == 3 || bytes[20] == 11);
     let errors = trace.seen.frames.iter().filter(|(_, (_, bytes))| from_the_router(bytes)).count();
     assert!(errors > 10, "IP identifications in {errors} errors");
+}
+
+/// A stack whose sockets were opened at ports and identifiers of its own choice.
+fn with_sockets(mut stack: Stack) -> Stack {
+    let any = "::".parse().unwrap();
+    for _ in 0..20 {
+        stack.udp_bind(any, 0).unwrap();
+        stack.ping_bind(any, 0).unwrap();
+    }
+    stack
+}
+
+#[test]
+fn ports_and_identifiers_of_sockets_are_choices_for_the_wire() {
+    let gateway = Gateway::with_room_for(16);
+    let mut source = gateway.open(1);
+    source.wire_choices().into_iter().for_each(|(_, choices)| choices.record());
+    let mut source = with_sockets(source);
+    let image = source.save(GENERATION, START).unwrap();
+
+    assert_ne!(with_sockets(gateway.open(2)).save(GENERATION, START).unwrap(), image);
+    let mut other = gateway.open(2);
+    for ((_, recorded), (_, choices)) in source.wire_choices().into_iter().zip(other.wire_choices()) {
+        choices.play(recorded.recorded());
+    }
+    assert_eq!(with_sockets(other).save(GENERATION, START).unwrap(), image);
 }
 
 #[test]

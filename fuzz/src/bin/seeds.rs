@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::Error;
 
-use hibernet_fuzz::{GENERATION, RULES, START, feed, framed, reseal, stack};
+use hibernet_fuzz::{GENERATION, RULES, START, feed, framed, reseal, with_sockets};
 use hibernet_netstack::{Decoded, Ruleset};
 use hibernet_snapshot::Entropy;
 use hibernet_snapshot::image::Limits;
@@ -31,7 +31,7 @@ fn main() -> Result<(), Error> {
         packets.extend(&input);
         fs::write(format!("corpus/rules/{name}"), packets)?;
         let rules = Ruleset::from_json(RULES).map_err(Error::other)?;
-        let mut stack = stack(rules).ok_or_else(|| Error::other("the configuration is sound"))?;
+        let mut stack = with_sockets(rules).ok_or_else(|| Error::other("the configuration is sound"))?;
         let now = feed(&mut stack, &input);
         let image = stack.save(GENERATION, now).map_err(Error::other)?;
         if name == "frag6_ends" {

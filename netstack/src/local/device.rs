@@ -39,11 +39,6 @@ impl MemoryDevice {
     pub(super) fn take_sent(&mut self) -> Option<Vec<u8>> {
         self.sent.pop_front()
     }
-
-    /// The newest datagram smoltcp has sent.
-    pub(super) fn take_last_sent(&mut self) -> Option<Vec<u8>> {
-        self.sent.pop_back()
-    }
 }
 
 impl core::fmt::Debug for MemoryDevice {

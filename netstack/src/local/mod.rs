@@ -1,10 +1,16 @@
 //! This host's own sockets: smoltcp behind INPUT and OUTPUT.
 //!
-//! smoltcp sees what INPUT has accepted, one datagram at a time, and what it sends goes to OUTPUT. Every TCP connection has
+//! UDP and ping sockets are our own. smoltcp sees what INPUT has accepted for TCP, one segment at a time, and what it sends
+//! goes to OUTPUT. Every TCP connection has
 //! a `SocketSet` of its own, because smoltcp looks through a set from end to end; a connection that is restored live will
 //! take that same place.
 
+mod datagrams_saved;
 mod device;
+mod error;
+mod notice;
+mod ping;
+mod sockets;
 mod tcp;
 mod udp;
 
@@ -17,12 +23,16 @@ use smoltcp::iface::{Config, Interface, PollResult, SocketSet};
 use smoltcp::wire::{HardwareAddress, Ipv4Packet};
 use thiserror::Error;
 
+pub(crate) use self::datagrams_saved::DatagramsSection;
 use self::device::MemoryDevice;
+pub use self::error::SocketError;
+pub use self::ping::{PingReply, PingSocket};
+pub use self::sockets::ReceiveLimits;
+use self::sockets::SocketTable;
 use self::tcp::Connections;
 pub use self::tcp::{Congestion, ListenOptions, StreamError, StreamOptions, StreamState, TcpListener, TcpStream};
 pub(crate) use self::tcp::{Ends, Fed, Rebuilt, Segment, StreamReset, TcpSection};
-pub use self::udp::UdpHandle;
-use self::udp::UdpSockets;
+pub use self::udp::{UdpDatagram, UdpSocket};
 use crate::link::Links;
 use crate::stack::Stack;
 
@@ -63,13 +73,19 @@ pub enum LocalError {
     /// No socket binds to port 0.
     #[error("port 0: expected 1 to 65535")]
     PortZero,
+    /// The address is another host's.
+    #[error("{addr} is not an address of this host")]
+    AddressNotOwn {
+        /// The address.
+        addr: IpAddr,
+    },
     /// No free port was found.
     #[error("no free port was found")]
     NoPort,
-    /// All places for connections are taken.
-    #[error("no place for another connection: at most {most}")]
+    /// All places for connections, or for sockets of the kind, are taken.
+    #[error("no place for another one: at most {most}")]
     TooMany {
-        /// Connections allowed.
+        /// How many there may be.
         most: usize,
     },
     /// There is no route, so no address to speak from.
@@ -103,9 +119,25 @@ impl Default for LocalLimits {
 #[derive(Debug)]
 pub(crate) struct Local {
     services: LocalServices,
-    udp: UdpSockets,
+    datagrams: Datagrams,
     tcp: Connections,
     choices: WireChoices,
+}
+
+/// UDP and ping sockets.
+#[derive(Debug)]
+pub(crate) struct Datagrams {
+    udp: SocketTable,
+    ping: SocketTable,
+}
+
+impl Datagrams {
+    /// How many sockets there are, and how many datagrams wait in them.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        let Self { udp, ping } = self;
+        let all = || udp.sockets.values().chain(ping.sockets.values());
+        (all().count(), all().fold(0, |sum, socket| sum.saturating_add(socket.waiting.len())))
+    }
 }
 
 impl Local {
@@ -114,7 +146,7 @@ impl Local {
         let choices = WireChoices::redraw(entropy);
         let tcp = Wire::for_tcp(links.smallest_mtu(), choices.fixed(TCP_SEED));
         let mut local = Self {
-            udp: UdpSockets::new(services.udp_echo, Wire::new(ANY_DATAGRAM, choices.fixed(UDP_SEED))),
+            datagrams: Datagrams { udp: SocketTable::new(services.udp_echo), ping: SocketTable::default() },
             tcp: Connections::new(services.tcp_echo, tcp, WireChoices::redraw(entropy)),
             services,
             choices,
@@ -141,11 +173,19 @@ impl Local {
         self.services
     }
 
+    pub(crate) const fn datagrams(&self) -> &Datagrams {
+        &self.datagrams
+    }
+
+    /// The same with restored UDP and ping sockets.
+    pub(crate) fn with_datagrams(self, datagrams: Datagrams) -> Self {
+        Self { datagrams, ..self }
+    }
+
     /// Adds the key and the seeds that follow from it to what a canary scan looks for.
     pub(crate) fn watch(&self, scan: &mut CanaryScan) {
         self.choices.watch("local sockets", scan);
-        let seeds = [UDP_SEED, TCP_SEED].map(|seed| self.choices.fixed(seed).to_le_bytes());
-        scan.watch_key("smoltcp seeds", &seeds.concat());
+        scan.watch_key("smoltcp seed", &self.choices.fixed(TCP_SEED).to_le_bytes());
         self.tcp.watch(scan);
     }
 
@@ -173,7 +213,7 @@ impl Local {
 
     /// What smoltcp has sent since it was last asked.
     fn take_sent(&mut self) -> Option<Vec<u8>> {
-        self.udp.wire.device.take_sent().or_else(|| self.tcp.take_sent())
+        self.tcp.take_sent()
     }
 }
 
@@ -269,13 +309,11 @@ fn clock(now: Instant) -> smoltcp::time::Instant {
 }
 
 /// smoltcp's time as ours.
-fn from_clock(at: smoltcp::time::Instant) -> Instant {
+pub(crate) fn from_clock(at: smoltcp::time::Instant) -> Instant {
     let micros = u64::try_from(at.total_micros()).unwrap_or(0);
     Instant::from_nanos(micros.saturating_mul(1000))
 }
 
-/// Pings and UDP datagrams may be as long as IP allows; OUTPUT's links cut them.
-const ANY_DATAGRAM: usize = 65_535;
 /// Most segments one connection sends at once.
 const FLUSH_LIMIT: usize = 1024;
 /// The address that stands for all of both versions.
@@ -285,8 +323,7 @@ const FIRST_EPHEMERAL: u16 = 32_768;
 const LAST_EPHEMERAL: u16 = 60_999;
 /// Draws of a port before giving up.
 const EPHEMERAL_TRIES: usize = 64;
-/// What the seeds of the interfaces are drawn for.
-const UDP_SEED: [u64; 2] = [0x7365_6564, 17];
+/// What the seed of the interface is drawn for.
 const TCP_SEED: [u64; 2] = [0x7365_6564, 6];
 
 #[cfg(test)]

@@ -103,13 +103,13 @@ fn ports_are_bound_once_and_never_zero() {
     let mut stack = stack("");
     let options = ListenOptions::default();
     let (any, any_v4) = ("::".parse().unwrap(), "0.0.0.0".parse().unwrap());
-    assert_eq!(stack.listen_udp(any, 7), Err(LocalError::PortTaken { port: 7 }));
+    assert_eq!(stack.udp_bind(any, 7), Err(LocalError::PortTaken { port: 7 }));
     assert_eq!(stack.tcp_listen(any_v4, 7, options), Err(LocalError::PortTaken { port: 7 }));
     assert_eq!(stack.tcp_listen(any, 0, options), Err(LocalError::PortZero));
-    assert!(stack.listen_udp("10.0.0.1".parse().unwrap(), 8).is_ok());
-    assert!(stack.listen_udp("203.0.113.1".parse().unwrap(), 8).is_ok());
-    assert_eq!(stack.listen_udp(any_v4, 8), Err(LocalError::PortTaken { port: 8 }));
-    assert!(stack.listen_udp(any, 0).is_ok());
+    assert!(stack.udp_bind("10.0.0.1".parse().unwrap(), 8).is_ok());
+    assert!(stack.udp_bind("203.0.113.1".parse().unwrap(), 8).is_ok());
+    assert_eq!(stack.udp_bind(any_v4, 8), Err(LocalError::PortTaken { port: 8 }));
+    assert!(stack.udp_bind(any, 0).is_ok());
     let services = LocalServices { udp_echo: Some(0), tcp_echo: None };
     let refused = Stack::new(
         crate::StackConfig { services, ..config(Ruleset::open()) },
@@ -122,11 +122,11 @@ fn ports_are_bound_once_and_never_zero() {
 #[test]
 fn a_socket_keeps_what_fits_and_the_rest_is_a_counted_drop() {
     let mut stack = stack("");
-    let socket = stack.listen_udp("::".parse().unwrap(), 5000).unwrap();
+    let socket = stack.udp_bind("::".parse().unwrap(), 5000).unwrap();
     for _ in 0..100 {
         play(&mut stack, Version::V4, "in", "udp client:1 > gateway:5000 len=1400");
     }
-    let kept = core::iter::from_fn(|| stack.udp_recv(socket)).count();
+    let kept = core::iter::from_fn(|| stack.udp_recv(socket).unwrap()).count();
     let lost = stack.stats().dropped(DropReason::SocketBufferFull);
     assert!(kept > 0 && lost > 0);
     assert_eq!(kept as u64 + lost, 100);

@@ -38,7 +38,7 @@ impl Stack {
                 Some(self.conntrack.track_without_room(packet.bytes(), packet.parsed(), zone, now))
             }
             ACK => {
-                let datagram = super::deliver::plain(packet, packet.dst());
+                let datagram = super::deliver::plain(packet);
                 let handshake = self.local.handshake(&ends, &datagram, now)?;
                 let opening = [handshake.syn.as_slice(), handshake.syn_ack.as_slice()];
                 Some(self.conntrack.track_handshake(opening, packet.bytes(), packet.parsed(), zone, now))
@@ -58,7 +58,7 @@ impl Stack {
         if !crate::reject::transport_checksum_holds(packet.bytes(), packet.parsed()) {
             return false;
         }
-        let datagram = super::deliver::plain(packet, packet.dst());
+        let datagram = super::deliver::plain(packet);
         let Some(answer) = self.local.cookie_for(&ends, &datagram, now) else { return false };
         let Ok(mut answer) = Packet::originated(answer) else { return false };
         answer.attachment = packet.attachment().reply();

@@ -1,11 +1,9 @@
 //! To this host: INPUT, then the local stack.
 
-use core::net::IpAddr;
-
 use hibernet_conntrack::proto;
 use hibernet_snapshot::Instant;
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{TcpPacket, TcpRepr, UdpPacket};
+use smoltcp::wire::{TcpPacket, TcpRepr};
 
 use crate::drop_reason::DropReason;
 use crate::hook::Hook;
@@ -26,13 +24,7 @@ impl Stack {
             return self.drop_packet(DropReason::LocalMalformed, &packet);
         }
         match packet.parsed().proto {
-            proto::UDP => match UdpPacket::new_checked(l4) {
-                Ok(datagram) => {
-                    let port = datagram.dst_port();
-                    self.deliver_udp(packet, port, group, now);
-                }
-                _ => self.drop_packet(DropReason::LocalMalformed, &packet),
-            },
+            proto::UDP => self.deliver_udp(packet, group, now),
             proto::TCP if group => self.drop_packet(DropReason::NoListener, &packet),
             proto::TCP => match TcpPacket::new_checked(l4) {
                 Ok(tcp) => {
@@ -62,26 +54,16 @@ impl Stack {
         }
     }
 
-    fn deliver_udp(&mut self, packet: Packet, port: u16, group: bool, now: Instant) {
-        let Some(socket) = self.local.udp_socket(packet.dst(), port, group) else {
-            if group {
-                return self.drop_packet(DropReason::NoListener, &packet);
-            }
-            self.drop_packet(DropReason::PortUnreachable, &packet);
-            return self.answer_icmp(IcmpError::Port, &packet);
-        };
-        if !self.local.udp_has_room(socket, packet.len()) {
-            return self.drop_packet(DropReason::SocketBufferFull, &packet);
-        }
-        let answer_from = if group { self.routes.source_for(&self.links, packet.src()) } else { Some(packet.dst()) };
-        self.local.feed_datagram(plain(&packet, packet.dst()), now);
-        if let Some(answer_from) = answer_from {
-            self.local.echo_udp(socket, answer_from, now);
+    fn deliver_udp(&mut self, packet: Packet, group: bool, now: Instant) {
+        let Err(reason) = self.feed_udp(&packet, group, now) else { return };
+        self.drop_packet(reason, &packet);
+        if reason == DropReason::PortUnreachable {
+            self.answer_icmp(IcmpError::Port, &packet);
         }
     }
 
     fn deliver_tcp(&mut self, packet: Packet, segment: Segment, now: Instant) {
-        match self.local.feed_segment(segment, plain(&packet, packet.dst()), now) {
+        match self.local.feed_segment(segment, plain(&packet), now) {
             Ok(Fed::Connection) => {}
             Ok(Fed::Cookie) => count(&mut self.stats.cookies_accepted),
             Err(reason) => {
@@ -107,7 +89,7 @@ impl Stack {
         }
     }
 
-    /// Echo and timestamp requests are answered; errors and answers have nobody here who waits for them.
+    /// Echo and timestamp requests are answered; errors and echo replies go to the sockets that wait for them.
     fn deliver_icmp(&mut self, packet: Packet, group: bool, now: Instant) {
         let id = u16::try_from(self.next_ip_id() & 0xffff).unwrap_or(0);
         if !group && let Some(reply) = timestamp_reply(packet.bytes(), packet.parsed(), packet.dst(), id) {
@@ -115,19 +97,18 @@ impl Stack {
             let _outcome = self.originate(reply, now);
             return;
         }
-        let request = match packet.parsed().proto {
-            proto::ICMP => ECHO_REQUEST,
-            _ => ECHO_REQUEST_V6,
-        };
-        if packet.parsed().l4(packet.bytes()).first() != Some(&request) {
-            return;
-        }
-        if group && packet.dst().is_ipv4() {
-            return self.drop_packet(DropReason::EchoBroadcast, &packet);
-        }
-        let answer_from = if group { self.routes.source_for(&self.links, packet.src()) } else { Some(packet.dst()) };
-        if let Some(answer_from) = answer_from {
-            self.local.feed_datagram(plain(&packet, answer_from), now);
+        match (packet.parsed().proto, packet.parsed().l4(packet.bytes()).first()) {
+            (proto::ICMP, Some(&ECHO_REQUEST)) if group => self.drop_packet(DropReason::EchoBroadcast, &packet),
+            (proto::ICMP, Some(&ECHO_REQUEST)) | (proto::ICMPV6, Some(&ECHO_REQUEST_V6)) => {
+                self.answer_echo(&packet, group, now);
+            }
+            (proto::ICMP, Some(&ECHO_REPLY)) | (proto::ICMPV6, Some(&ECHO_REPLY_V6)) if !group => {
+                if let Err(reason) = self.local.feed_echo_reply(&packet) {
+                    self.drop_packet(reason, &packet);
+                }
+            }
+            (proto::ICMP | proto::ICMPV6, Some(_)) if !group => self.local.heed_icmp_error(&packet),
+            _ => {}
         }
     }
 }
@@ -138,11 +119,11 @@ fn is_readable(segment: &TcpPacket<&[u8]>, packet: &Packet) -> bool {
     TcpRepr::parse(segment, &packet.src().into(), &packet.dst().into(), &verified).is_ok()
 }
 
-/// The datagram without IPv6 extension headers and with another destination: what the sockets below need to see.
-pub(super) fn plain(packet: &Packet, dst: IpAddr) -> Vec<u8> {
+/// The datagram without IPv6 extension headers: what the sockets below need to see.
+pub(super) fn plain(packet: &Packet) -> Vec<u8> {
     let l4 = packet.parsed().l4(packet.bytes());
     let protocol = packet.parsed().proto.into();
-    let mut bytes = crate::reject::header(packet.src(), dst, protocol, l4.len()).unwrap_or_default();
+    let mut bytes = crate::reject::header(packet.src(), packet.dst(), protocol, l4.len()).unwrap_or_default();
     if let Some(room) = bytes.len().checked_sub(l4.len()).and_then(|at| bytes.get_mut(at..)) {
         room.copy_from_slice(l4);
     }
@@ -153,7 +134,9 @@ pub(super) fn plain(packet: &Packet, dst: IpAddr) -> Vec<u8> {
 const IGMP: u8 = 2;
 /// Protocol number of multicast routing (RFC 7761).
 const PIM: u8 = 103;
-/// Type of an echo request (RFC 792).
+/// Types of echo messages (RFC 792).
 const ECHO_REQUEST: u8 = 8;
-/// Type of an echo request of ICMPv6 (RFC 4443).
+const ECHO_REPLY: u8 = 0;
+/// Types of echo messages of ICMPv6 (RFC 4443).
 const ECHO_REQUEST_V6: u8 = 128;
+const ECHO_REPLY_V6: u8 = 129;

@@ -33,6 +33,9 @@ impl Stack {
     /// PREROUTING, then where the packet's destination says.
     pub(crate) fn receive(&mut self, packet: Packet, now: Instant) {
         let Ok(packet) = self.run_hook(Hook::Prerouting, packet, now) else { return };
+        if self.sink.is_some() {
+            return self.hand_out(packet, now);
+        }
         let iif = packet.iif.unwrap_or(LinkId::LOOPBACK);
         match self.routes.input(&self.links, iif, packet.src(), packet.dst()) {
             Decision::Local => self.deliver(packet, false, now),

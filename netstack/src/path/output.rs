@@ -54,8 +54,12 @@ impl Stack {
     }
 
     fn way_out(&mut self, packet: &Packet) -> Result<LinkId, Ended> {
-        match self.routes.output(&self.links, packet.dst()) {
-            Some(hop) => Ok(hop.link),
+        let link = match &self.sink {
+            Some(sink) => self.way_out_of(sink, packet.dst()),
+            None => self.routes.output(&self.links, packet.dst()).map(|hop| hop.link),
+        };
+        match link {
+            Some(link) => Ok(link),
             None => {
                 self.drop_packet(DropReason::NoRoute, packet);
                 Err(Some(DropReason::NoRoute))

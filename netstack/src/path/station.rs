@@ -102,9 +102,12 @@ impl Stack {
         let one = |addr: IpAddr| Some((addr, addr));
         Some(match action {
             Action::Masquerade(target) => {
-                let address = self.address_on(packet.oif?, packet.dst())?;
+                let address =
+                    if self.sink.is_some() { packet.src() } else { self.address_on(packet.oif?, packet.dst())? };
                 target.range(one(address), true)
             }
+            // A host behind the hooks keeps its addresses to itself.
+            Action::Redirect(target) if self.sink.is_some() => target.range(one(packet.dst()), false),
             Action::Redirect(target) => {
                 let address = match (hook, packet.iif, packet.dst()) {
                     (Hook::Prerouting, Some(iif), dst) if iif != LinkId::LOOPBACK => self.address_on(iif, dst)?,

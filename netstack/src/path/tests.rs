@@ -132,7 +132,7 @@ fn a_full_table_drops_new_flows_and_refuses_local_senders() {
         assert_eq!(outcome(&mut stack, version), ["drop table_full"]);
         let refused = stack.local_output(version.datagram("udp public:1 > server:53"), Instant::ZERO).unwrap_err();
         assert_eq!((refused.reason, refused.errno().name()), (DropReason::TableFull, "EPERM"));
-        let socket = stack.listen_udp("::".parse().unwrap(), 5000).unwrap();
+        let socket = stack.udp_bind("::".parse().unwrap(), 5000).unwrap();
         let to = (version.addr("server"), 53).into();
         assert_eq!(stack.udp_send(socket, to, b"x", Instant::ZERO).unwrap_err().errno().name(), "EPERM");
         let connecting = stack.tcp_connect(
@@ -349,7 +349,7 @@ fn what_is_too_large_for_a_link_is_cut_or_its_sender_is_told() {
 fn a_large_answer_of_this_host_leaves_in_pieces() {
     for version in [Version::V4, Version::V6] {
         let mut stack = stack("");
-        let socket = stack.listen_udp("::".parse().unwrap(), 5000).unwrap();
+        let socket = stack.udp_bind("::".parse().unwrap(), 5000).unwrap();
         stack.udp_send(socket, (version.addr("server"), 9).into(), &[7; 3000], Instant::ZERO).unwrap();
         let pieces: Vec<usize> = core::iter::from_fn(|| stack.egress()).map(|sent| sent.datagram.len()).collect();
         assert_eq!(pieces.len(), 3, "{pieces:?}");
@@ -361,10 +361,11 @@ fn a_large_answer_of_this_host_leaves_in_pieces() {
 fn a_local_sender_reaches_a_local_socket_over_loopback() {
     for version in [Version::V4, Version::V6] {
         let mut stack = stack("");
-        let socket = stack.listen_udp("::".parse().unwrap(), 5000).unwrap();
+        let socket = stack.udp_bind("::".parse().unwrap(), 5000).unwrap();
         let to = (version.addr("gateway"), 7).into();
         stack.udp_send(socket, to, b"ping", Instant::ZERO).unwrap();
-        assert_eq!(stack.udp_recv(socket), Some((to, b"ping".to_vec())));
+        let got = stack.udp_recv(socket).unwrap().unwrap();
+        assert_eq!((got.from, got.to, got.payload), (to, to.ip(), b"ping".to_vec()));
         assert_eq!(stack.flows(Instant::ZERO).len(), 1, "one flow, seen at OUTPUT and again over loopback");
     }
 }

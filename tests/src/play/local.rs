@@ -7,7 +7,7 @@ use hibernet_netstack::{ListenOptions, LocalError, Stack, StreamOptions};
 use hibernet_snapshot::Instant;
 
 use crate::notation::{build, pattern};
-use crate::scenario::{Listen, Local, LocalOp, Step};
+use crate::scenario::{Listen, Local, LocalOp};
 use crate::variables::Variables;
 
 /// Opens the listening sockets.
@@ -15,7 +15,7 @@ pub(super) fn listen(stack: &mut Stack, sockets: &[Listen]) -> Result<()> {
     for Listen { proto, addr, port } in sockets {
         let addr: IpAddr = addr.parse().with_context(|| format!("listening address {addr:?}"))?;
         match proto.as_str() {
-            "udp" => _ = stack.listen_udp(addr, *port)?,
+            "udp" => _ = stack.udp_bind(addr, *port)?,
             "tcp" => _ = stack.tcp_listen(addr, *port, ListenOptions::default())?,
             other => bail!("cannot listen for {other:?}"),
         }
@@ -23,18 +23,10 @@ pub(super) fn listen(stack: &mut Stack, sockets: &[Listen]) -> Result<()> {
     Ok(())
 }
 
-/// Opens anew, after a restore, what is the embedder's to open: the listeners, and the UDP sockets of the steps so far that
-/// name their port.
-pub(super) fn reopen(stack: &mut Stack, listeners: &[Listen], played: &[Step]) -> Result<()> {
-    listen(stack, listeners)?;
-    let senders = played.iter().filter_map(|step| step.local.as_ref());
-    for sender in senders.filter(|sender| sender.op == LocalOp::UdpSend) {
-        if let (Some(addr), Some(port)) = (sender.src, sender.sport) {
-            // Two steps may send from one port: the second got an error, then as now.
-            let _open = stack.listen_udp(addr, port);
-        }
-    }
-    Ok(())
+/// Opens anew, after a restore, what is the embedder's to open: the TCP listeners. UDP sockets have come back.
+pub(super) fn reopen(stack: &mut Stack, listeners: &[Listen]) -> Result<()> {
+    let tcp: Vec<Listen> = listeners.iter().filter(|listener| listener.proto == "tcp").cloned().collect();
+    listen(stack, &tcp)
 }
 
 /// Lets a local socket send; gives the name of the error that it gets. Its socket stays open.
@@ -50,7 +42,7 @@ pub(super) fn send(
             let payload = pattern(sender.len.unwrap_or(4));
             let bound = sender.src.map(|addr| (addr, sender.sport.unwrap_or(0)));
             let (addr, port) = bound.unwrap_or((unspecified(sender.dst), 0));
-            let socket = match stack.listen_udp(addr, port) {
+            let socket = match stack.udp_bind(addr, port) {
                 Ok(socket) => socket,
                 Err(error) => return Ok(Some(errno_of(&error))),
             };
@@ -80,7 +72,7 @@ fn errno_of(error: &LocalError) -> &'static str {
     match error {
         LocalError::PortTaken { .. } => "EADDRINUSE",
         LocalError::NoRoute { .. } => "ENETUNREACH",
-        LocalError::TooMany { .. } => "EADDRNOTAVAIL",
+        LocalError::TooMany { .. } | LocalError::AddressNotOwn { .. } => "EADDRNOTAVAIL",
         _ => "EINVAL",
     }
 }

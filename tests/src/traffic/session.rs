@@ -11,7 +11,7 @@ use super::network::{Frame, Step};
 use super::seen::Seen;
 
 /// The names of the links, by which frames are remembered.
-const LINKS: [&str; 4] = ["in", "out", "dmz"];
+const LINKS: [&str; 3] = ["in", "out", "dmz"];
 
 /// A stack under observation.
 #[derive(Debug)]

@@ -107,7 +107,7 @@ struct Led {
 impl Scratch {
     pub(super) fn new(entropy: &mut Entropy, now: Instant) -> Self {
         let seed = hibernet_conntrack::WireChoices::redraw(entropy).fixed([SCRATCH_SEED, 0]);
-        Self { wire: Wire::new(super::super::ANY_DATAGRAM, seed), now, at: clock(now), unsent: VecDeque::new() }
+        Self { wire: Wire::new(ANY_DATAGRAM, seed), now, at: clock(now), unsent: VecDeque::new() }
     }
 
     /// A socket whose timer has as long to run as the saved one's.
@@ -363,3 +363,5 @@ const PIECE: usize = 32_768;
 const FAR: u32 = 1 << 30;
 /// What the seed of the scratch interface is drawn for.
 const SCRATCH_SEED: u64 = 0x7365_6564_7372_6373;
+/// No link: datagrams may be as long as IP allows.
+const ANY_DATAGRAM: usize = 65_535;
