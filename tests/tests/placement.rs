@@ -51,20 +51,19 @@ fn flows_that_expire_or_make_room_are_the_same_whatever_the_keys() {
     }
 }
 
-/// The local stack's sequence numbers come from a generator of its own, which is not on the tape: here the wire keys are the
-/// same, and only the table's key is another.
+/// Initial numbers and timestamps of the host's own connections are on the tape, so all keys are others here. Not through a
+/// restore: it forgets how often a segment has been repeated, so that the next repeat comes sooner.
 #[test]
-fn another_table_key_alone_changes_nothing_for_connections_of_the_host_itself() {
+fn connections_of_the_host_itself_are_the_same_whatever_the_keys() {
     let gateway = Gateway { tcp_echo: true, ..Gateway::with_room_for(64) };
-    let trace = Trace::of(&gateway, 1, 3, 1500);
-    let (_, last) = trace.seen.lists.last().unwrap();
-    assert!(last.iter().any(|line| line.starts_with("tcp") && line.contains("dport=7 ")));
-    for _ in 0..4 {
-        let mut stack = gateway.open(1);
-        stack.conntrack_mut().reseed();
-        assert_ne!(stack.key_fingerprints(), gateway.open(1).key_fingerprints());
-        let seen = trace.replay_on(stack, 1, Meddling { reseed_every: 11, restore_every: 0 });
-        assert_eq!(difference(&trace.seen, &seen), None);
+    for traffic in [3, 4, 5] {
+        let trace = Trace::of(&gateway, 1, traffic, 1500);
+        let mut flows = trace.seen.lists.iter().flat_map(|(_, list)| list);
+        assert!(flows.any(|line| line.starts_with("tcp") && line.contains("dport=7 ")));
+        for number in 0..4 {
+            let Meddling { reseed_every, .. } = meddling(number, trace.steps.len());
+            check(&trace, 4000 + number, Meddling { reseed_every, restore_every: 0 });
+        }
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Keys {
     pub ports: [u8; 16],
     /// Of the host's own sockets.
     pub local: [u8; 16],
+    /// Of TCP's initial numbers, timestamps, cookies, and of the places of connections.
+    pub tcp: [u8; 16],
     /// Of IP identifications.
     pub ip_ids: [u8; 16],
 }
@@ -31,17 +33,18 @@ impl Keys {
         let table = *entropy.secret().expose();
         let generator = *entropy.secret().expose();
         let mut next = || *entropy.secret().expose();
-        Self { table, generator, ports: next(), local: next(), ip_ids: next() }
+        Self { table, generator, ports: next(), local: next(), tcp: next(), ip_ids: next() }
     }
 
     /// Every key with the name that the canary scan has for it.
-    pub const fn named(&self) -> [(&'static str, &[u8]); 5] {
-        let Self { table, generator, ports, local, ip_ids } = self;
+    pub const fn named(&self) -> [(&'static str, &[u8]); 6] {
+        let Self { table, generator, ports, local, tcp, ip_ids } = self;
         [
             ("table hash", table),
             ("later table hashes", generator),
             ("NAT ports", ports),
             ("local sockets", local),
+            ("TCP numbers", tcp),
             ("IP ids", ip_ids),
         ]
     }

@@ -265,8 +265,9 @@ impl Connections {
             }
             Some(_) => return Err(LocalError::PortTaken { port: ends.local.port() }),
         };
-        let shim = self.shim(&ends, floor, now);
-        let mut connection = Connection::new(self.next_id(), ends, Owner::Embedder, options, shim);
+        let mss = self.wire.mss(ends.local.ip());
+        let shim = self.shim(&ends, &options, floor, now);
+        let mut connection = Connection::new(self.next_id(), ends, Owner::Embedder, options, mss, shim);
         let stream = connection.stream;
         let context = self.wire.interface.context();
         let connected = connection.socket().connect(context, ends.remote, ends.local);

@@ -1,5 +1,6 @@
 //! One TCP connection of this host: a smoltcp socket in a set of its own, its shim, and what a save needs to know.
 
+use core::net::IpAddr;
 use core::time::Duration;
 use std::collections::VecDeque;
 
@@ -9,7 +10,7 @@ use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{RecvError, Socket, SocketBuffer, State};
 
 use super::options::StreamOptions;
-use super::segment::{Ends, Head};
+use super::segment::{Ends, Head, mss};
 use super::seq::Seq;
 use super::shim::{Admission, Passage, Shim};
 use super::{StreamError, TcpListener, TcpStream};
@@ -24,6 +25,8 @@ pub(super) struct Connection {
     /// The listener that will hand the stream out, as long as the handshake is not finished.
     pub(super) listener: Option<TcpListener>,
     pub(super) options: StreamOptions,
+    /// By what our windows are shifted, if the peer agrees.
+    pub(super) shift: u8,
     pub(super) shim: Shim,
     /// A save looks at the socket by `&self`, and smoltcp's peek wants `&mut`. Nobody waits for this lock: whoever has
     /// `&mut` goes around it.
@@ -70,9 +73,17 @@ pub(super) enum Wait {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, ends: Ends, owner: Owner, options: StreamOptions, shim: Shim) -> Self {
+    /// A connection whose socket is still closed, on links with segments of `mss` bytes.
+    pub(super) fn new(
+        stream: TcpStream,
+        ends: Ends,
+        owner: Owner,
+        options: StreamOptions,
+        mss: u16,
+        shim: Shim,
+    ) -> Self {
         let room = |bytes: u32| SocketBuffer::new(vec![0; usize::try_from(bytes).unwrap_or(0)]);
-        let mut socket = Socket::new(room(options.receive_buffer), room(options.send_buffer));
+        let mut socket = Socket::new(room(options.room(mss)), room(options.send_buffer));
         // A kernel's connection acknowledges its first segments at once, and so does this one all of them.
         socket.set_ack_delay(None);
         socket.set_congestion_control(options.congestion.into());
@@ -86,6 +97,7 @@ impl Connection {
             owner,
             listener: None,
             options,
+            shift: options.shift(mss),
             shim,
             sockets: Mutex::new(sockets),
             socket,
@@ -167,7 +179,7 @@ impl Connection {
                     return Err(reason);
                 }
                 Admission::Repeat => {
-                    let (mss, shift) = (wire.mss(ends.local.ip()), self.options.shift());
+                    let (mss, shift) = (wire.mss(ends.local.ip()), self.shift);
                     out.extend(self.shim.syn_ack(&ends, mss, shift, rcv_nxt, now));
                     return Ok(());
                 }
@@ -184,7 +196,7 @@ impl Connection {
         wire.feed(datagram, self.sockets.get_mut(), now);
         let after = self.socket().state();
         if matches!(before, State::Listen | State::SynSent) && !matches!(after, State::Listen | State::SynSent) {
-            self.shim.meet(&head, self.options.shift(), now);
+            self.shim.meet(&head, self.shift, now);
             self.start = head.seq.plus(1);
         }
         self.collect(wire, out, now);
@@ -345,6 +357,13 @@ impl Connection {
     /// The set and the socket in it, for the rebuild.
     pub(super) fn sockets(&mut self) -> &mut SocketSet<'static> {
         self.sockets.get_mut()
+    }
+}
+
+impl Wire {
+    /// The segment size that fits the links.
+    pub(super) fn mss(&self, local: IpAddr) -> u16 {
+        mss(self.device.mtu(), local)
     }
 }
 

@@ -6,7 +6,6 @@
 //! them. What has no room in 24 bits of proof and three of segment size goes along in the timestamp, as in Linux; a peer
 //! without timestamps gets a connection without window scaling and selective acknowledgement.
 
-use core::net::IpAddr;
 use core::time::Duration;
 use std::collections::VecDeque;
 
@@ -21,7 +20,7 @@ use super::seq::Seq;
 use super::shim::{Clock, EMPTY, Shim, number};
 use super::{CLOCK, Connections, TcpListener, low, subject};
 use crate::drop_reason::DropReason;
-use crate::local::{Local, Wire};
+use crate::local::Local;
 
 /// How many cookies are out there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -142,8 +141,9 @@ impl Connections {
         };
         listener.half_open = listener.half_open.saturating_add(1);
         let (owner, options) = (listener.owner, listener.options.stream);
-        let shim = Shim::new(iss, self.clock_offset(&ends));
-        let mut connection = Connection::new(self.next_id(), ends, owner, options, shim);
+        let mss = self.wire.mss(ends.local.ip());
+        let shim = Shim::new(iss, self.clock_offset(&ends), options.opening_window(mss));
+        let mut connection = Connection::new(self.next_id(), ends, owner, options, mss, shim);
         connection.listener = Some(id);
         let endpoint = IpListenEndpoint { addr: Some(ends.local.ip().into()), port: ends.local.port() };
         let mut unsent = VecDeque::new();
@@ -189,13 +189,14 @@ impl Connections {
         let listener = self.listener(ends.local).and_then(|id| self.listeners.get(&id))?;
         let options = listener.options.stream;
         let told = offers.with(*timestamps);
+        let mss = self.wire.mss(ends.local.ip());
         let repr = TcpRepr {
             control: TcpControl::Syn,
             seq_number: number(*iss),
             ack_number: Some(number(irs.plus(1))),
-            window_len: u16::try_from(options.receive_buffer).unwrap_or(u16::MAX),
-            max_seg_size: Some(self.wire.mss(ends.local.ip())),
-            window_scale: told.scale.map(|_| options.shift()),
+            window_len: options.opening_window(mss),
+            max_seg_size: Some(mss),
+            window_scale: told.scale.map(|_| options.shift(mss)),
             sack_permitted: told.sack,
             timestamp: timestamps.map(|(theirs, ours)| TcpTimestampRepr::new(ours, theirs)),
             ..EMPTY
@@ -210,14 +211,6 @@ impl Offers {
         let Self { mss, scale, sack } = self;
         let remembers = timestamps.is_some();
         Self { mss, scale: scale.filter(|_| remembers), sack: sack && remembers }
-    }
-}
-
-impl Wire {
-    /// The segment size that fits the links.
-    pub(super) fn mss(&self, local: IpAddr) -> u16 {
-        let header: usize = if local.is_ipv6() { 60 } else { 40 };
-        u16::try_from(self.device.mtu().saturating_sub(header)).unwrap_or(u16::MAX)
     }
 }
 

@@ -191,8 +191,9 @@ impl Connections {
             return Err(DropReason::LocalBacklogFull);
         };
         let (owner, options) = (listener.owner, listener.options.stream);
-        let shim = self.shim(&ends, floor, now);
-        let mut connection = Connection::new(self.next_id(), ends, owner, options, shim);
+        let mss = self.wire.mss(ends.local.ip());
+        let shim = self.shim(&ends, &options, floor, now);
+        let mut connection = Connection::new(self.next_id(), ends, owner, options, mss, shim);
         connection.listener = Some(id);
         let endpoint = IpListenEndpoint { addr: Some(ends.local.ip().into()), port: ends.local.port() };
         connection.socket().listen(endpoint).map_err(|_| DropReason::LocalMalformed)?;
@@ -209,12 +210,13 @@ impl Connections {
     }
 
     /// The wire's view of a connection to come: numbers after RFC 6528, behind `floor`.
-    fn shim(&mut self, ends: &Ends, floor: Option<Seq>, now: Instant) -> Shim {
+    fn shim(&mut self, ends: &Ends, options: &StreamOptions, floor: Option<Seq>, now: Instant) -> Shim {
         let iss = initial_number(self.keys.choose_for(&subject(ends, INITIAL_NUMBER)), now);
         // As Linux numbers the successor of a connection in TIME-WAIT.
         let behind = floor.map(|floor| floor.plus(65_537)).filter(|least| iss.is_before(*least));
         let clock = self.keys.choose_for(&subject(ends, CLOCK));
-        Shim::new(behind.unwrap_or(iss), low(clock))
+        let window = options.opening_window(self.wire.mss(ends.local.ip()));
+        Shim::new(behind.unwrap_or(iss), low(clock), window)
     }
 
     /// Lets a connection send and its service act, and sees to what has become of it.

@@ -9,7 +9,8 @@ use smoltcp::socket::tcp::CongestionControl;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Snapshot)]
 #[snapshot(validate = StreamOptions::check)]
 pub struct StreamOptions {
-    /// Bytes that wait for the reader: a power of two from 2 KiB to 64 MiB, so that no window shrinks by rounding.
+    /// Bytes that wait for the reader: a power of two from 2 KiB to 64 MiB. 64 KiB stands for what Linux opens with: the whole
+    /// segments of a window that needs no scaling.
     #[snapshot(saved)]
     pub receive_buffer: u32,
     /// Bytes that wait for acknowledgement: a power of two from 2 KiB to 64 MiB.
@@ -106,9 +107,23 @@ impl StreamOptions {
         Ok(())
     }
 
-    /// The shift of windows of this size (RFC 7323, section 2.3), as smoltcp has it: from the size alone.
-    pub(super) fn shift(&self) -> u8 {
-        let bits = u32::BITS.saturating_sub(self.receive_buffer.leading_zeros());
+    /// The size of the receive buffer on a link with segments of `mss` bytes.
+    pub(super) fn room(&self, mss: u16) -> u32 {
+        if self.receive_buffer == UNSCALED { self.opening_window(mss).into() } else { self.receive_buffer }
+    }
+
+    /// The window of a SYN, which is never scaled: whole segments, as Linux offers.
+    pub(super) fn opening_window(&self, mss: u16) -> u16 {
+        let most = u16::try_from(self.receive_buffer).unwrap_or(u16::MAX);
+        match most.checked_rem(mss) {
+            Some(rest) if mss <= most => most.saturating_sub(rest),
+            _ => most,
+        }
+    }
+
+    /// The shift of windows on such a link (RFC 7323, section 2.3), as smoltcp has it: from the size of the buffer alone.
+    pub(super) fn shift(&self, mss: u16) -> u8 {
+        let bits = u32::BITS.saturating_sub(self.room(mss).leading_zeros());
         u8::try_from(bits.saturating_sub(16)).unwrap_or(0)
     }
 }
@@ -136,6 +151,7 @@ impl From<Congestion> for CongestionControl {
     }
 }
 
+const UNSCALED: u32 = 65_536;
 const LEAST_BUFFER: u32 = 2048;
 const MOST_BUFFER: u32 = 64 << 20;
 const LEAST_WAIT: Duration = Duration::from_millis(1);

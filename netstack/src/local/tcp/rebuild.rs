@@ -50,7 +50,7 @@ impl Connections {
             Cookies::default()
         };
         let mut rebuilt = Rebuilt { cookies_lost: self.cookies.in_flight(now), ..Rebuilt::default() };
-        let mut scratch = Scratch::new(entropy, now);
+        let mut scratch = Scratch::new(self.wire.device.mtu(), entropy, now);
         for (id, image) in streams {
             let stream = TcpStream(id);
             let outcome = match scratch.rebuild_in_time(stream, &image) {
@@ -89,6 +89,8 @@ impl Connections {
 /// The interface in which handshakes are replayed.
 pub(super) struct Scratch {
     wire: Wire,
+    /// Largest datagram of the links, which set the window of a SYN.
+    mtu: usize,
     now: Instant,
     /// smoltcp's time there.
     at: smoltcp::time::Instant,
@@ -105,9 +107,9 @@ struct Led {
 }
 
 impl Scratch {
-    pub(super) fn new(entropy: &mut Entropy, now: Instant) -> Self {
+    pub(super) fn new(mtu: usize, entropy: &mut Entropy, now: Instant) -> Self {
         let seed = hibernet_conntrack::WireChoices::redraw(entropy).fixed([SCRATCH_SEED, 0]);
-        Self { wire: Wire::new(ANY_DATAGRAM, seed), now, at: clock(now), unsent: VecDeque::new() }
+        Self { wire: Wire::new(ANY_DATAGRAM, seed), mtu, now, at: clock(now), unsent: VecDeque::new() }
     }
 
     /// A socket whose timer has as long to run as the saved one's.
@@ -145,7 +147,7 @@ impl Scratch {
         };
         self.check(&mut led, image)?;
         let Led { mut connection, window, .. } = led;
-        let shift = connection.options.shift();
+        let shift = connection.shift;
         let una = connection.una(image.state.into());
         connection.shim.resume(Seq(image.nxt), image.rcv_nxt(), window, shift, una);
         connection.apply_options();
@@ -165,7 +167,7 @@ impl Scratch {
     fn syn_received(&mut self, stream: TcpStream, image: &StreamImage) -> Result<Led, RebuildFault> {
         let Ends { local, .. } = image.ends();
         let mut led = if image.listener.is_some() {
-            let mut connection = new(stream, image, self.now);
+            let mut connection = new(stream, image, self.mtu, self.now);
             let endpoint = IpListenEndpoint { addr: Some(local.ip().into()), port: local.port() };
             connection.socket().listen(endpoint).map_err(|_| RebuildFault::State)?;
             Led { connection, first: Seq(0), window: 0 }
@@ -237,7 +239,7 @@ impl Scratch {
 
     /// A socket that has sent its SYN.
     fn connect(&mut self, stream: TcpStream, image: &StreamImage) -> Result<Led, RebuildFault> {
-        let mut connection = new(stream, image, self.now);
+        let mut connection = new(stream, image, self.mtu, self.now);
         let Ends { local, remote } = image.ends();
         let context = self.wire.interface.context();
         connection.socket().connect(context, remote, local).map_err(|_| RebuildFault::State)?;
@@ -326,16 +328,17 @@ impl Led {
 }
 
 /// A connection as saved, with a socket that is still closed.
-fn new(stream: TcpStream, image: &StreamImage, now: Instant) -> Connection {
+fn new(stream: TcpStream, image: &StreamImage, mtu: usize, now: Instant) -> Connection {
     let until = |left: u64| now.saturating_add(core::time::Duration::from_micros(left));
-    let mut shim = Shim::new(Seq(image.iss), 0);
+    let mss = segment::mss(mtu, image.local.0);
+    let mut shim = Shim::new(Seq(image.iss), 0, image.options.opening_window(mss));
     shim.offers = Offers { mss: image.peer_mss, scale: image.peer_scale, sack: image.peer_sack };
     shim.peer_window = image.peer_window;
     shim.clock = image.clock.map(|clock| {
         let from_zero = Clock { offset: 0, recent: clock.recent, recent_until: until(clock.recent_for) };
         Clock { offset: clock.value.wrapping_sub(from_zero.at(now)), ..from_zero }
     });
-    let mut connection = Connection::new(stream, image.ends(), image.owner.into(), image.options, shim);
+    let mut connection = Connection::new(stream, image.ends(), image.owner.into(), image.options, mss, shim);
     connection.listener = image.listener.map(TcpListener);
     connection.base = Seq(image.base);
     connection.start = Seq(image.start);

@@ -165,6 +165,12 @@ pub(super) fn build(from: SocketAddr, to: SocketAddr, repr: &TcpRepr<'_>) -> Opt
     Some(datagram)
 }
 
+/// The largest segment that fits a datagram of that size (RFC 9293, section 3.7.1).
+pub(super) fn mss(mtu: usize, local: IpAddr) -> u16 {
+    let header = FIXED.saturating_add(if local.is_ipv6() { V6_HEADER } else { V4_HEADER });
+    u16::try_from(mtu.saturating_sub(header)).unwrap_or(u16::MAX)
+}
+
 fn header_len(datagram: &[u8]) -> usize {
     if datagram.first().is_some_and(|first| first >> 4 == 6) { V6_HEADER } else { V4_HEADER }
 }

@@ -25,6 +25,8 @@ pub(super) struct Shim {
     pub(super) iss: Seq,
     /// What is added to smoltcp's numbers; unknown until its SYN was seen.
     offset: Option<u32>,
+    /// The window of our SYN.
+    opening_window: u16,
     /// SND.NXT: behind the last byte, SYN or FIN that was ever sent.
     pub(super) nxt: Seq,
     /// The last acknowledgement sent.
@@ -88,10 +90,11 @@ struct Challenges {
 
 impl Shim {
     /// The view of a connection whose SYN has not been sent. `clock_offset` is what its timestamps count from.
-    pub(super) fn new(iss: Seq, clock_offset: u32) -> Self {
+    pub(super) fn new(iss: Seq, clock_offset: u32, opening_window: u16) -> Self {
         Self {
             iss,
             offset: None,
+            opening_window,
             nxt: iss,
             acked: Seq(0),
             window: 0,
@@ -146,6 +149,8 @@ impl Shim {
         }
         let seq = head.seq.plus(self.offset.unwrap_or(0));
         segment::set_seq(datagram, seq);
+        let window = if head.syn { self.opening_window } else { head.window };
+        segment::set_window(datagram, window);
         if let Some(timestamps) = self.timestamps(head.ack.is_some(), now) {
             segment::set_timestamps(datagram, &head, timestamps);
         }
@@ -155,7 +160,7 @@ impl Shim {
         }
         if let Some(ack) = head.ack {
             self.acked = ack;
-            self.window = head.window;
+            self.window = window;
         }
     }
 
@@ -255,7 +260,7 @@ impl Shim {
             control: TcpControl::Syn,
             seq_number: number(self.iss),
             ack_number: Some(number(rcv_nxt)),
-            window_len: self.window,
+            window_len: self.opening_window,
             window_scale: self.offers.scale.map(|_| shift),
             max_seg_size: Some(mss),
             sack_permitted: self.offers.sack,
