@@ -96,7 +96,9 @@ impl fmt::Display for Ends<'_> {
         let tuple = self.0;
         write!(f, "src={} dst={} ", tuple.src, tuple.dst)?;
         match tuple.proto {
-            proto::TCP | proto::UDP | proto::SCTP => write!(f, "sport={} dport={} ", tuple.sport, tuple.dport),
+            proto::TCP | proto::UDP | proto::SCTP | proto::UDP_LITE => {
+                write!(f, "sport={} dport={} ", tuple.sport, tuple.dport)
+            }
             proto::ICMP | proto::ICMPV6 => {
                 write!(f, "type={} code={} id={} ", tuple.icmp_type(), tuple.icmp_code(), tuple.sport)
             }
@@ -114,6 +116,7 @@ fn protocol_name(number: u8) -> &'static str {
         proto::GRE => "gre",
         proto::ICMPV6 => "icmpv6",
         proto::SCTP => "sctp",
+        proto::UDP_LITE => "udplite",
         _ => "unknown",
     }
 }

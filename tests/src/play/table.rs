@@ -96,4 +96,4 @@ const STATUS_NAMES: [(Status, &str); 9] = [
     (Status::NAT_CLASH, "NAT_CLASH"),
 ];
 
-const PROTOCOLS_WITH_PORTS: [u8; 4] = [proto::TCP, proto::UDP, proto::GRE, proto::SCTP];
+const PROTOCOLS_WITH_PORTS: [u8; 5] = [proto::TCP, proto::UDP, proto::GRE, proto::SCTP, proto::UDP_LITE];
