@@ -17,6 +17,11 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Whether the flow is counted: the first packet is, or none.
+    pub fn are_kept(&self) -> bool {
+        self.packets != [0; 2]
+    }
+
     /// Counts one packet.
     pub(crate) fn count(&mut self, direction: Direction, length: usize) {
         let at = direction.index();
@@ -71,11 +76,16 @@ impl fmt::Display for FlowRecord {
         }
         let [packets, reply_packets] = counters.packets;
         let [bytes, reply_bytes] = counters.bytes;
-        write!(f, "{}packets={packets} bytes={bytes} ", Ends(orig))?;
+        let kept = counters.are_kept();
+        let counted = |packets: u64, bytes: u64| match kept {
+            true => format!("packets={packets} bytes={bytes} "),
+            false => String::new(),
+        };
+        write!(f, "{}{}", Ends(orig), counted(packets, bytes))?;
         if !status.contains(Status::SEEN_REPLY) {
             f.write_str("[UNREPLIED] ")?;
         }
-        write!(f, "{}packets={reply_packets} bytes={reply_bytes} ", Ends(reply))?;
+        write!(f, "{}{}", Ends(reply), counted(reply_packets, reply_bytes))?;
         if status.contains(Status::ASSURED) {
             f.write_str("[ASSURED] ")?;
         }

@@ -116,7 +116,7 @@ sysctls! {
     max: u32 = 262_144, "nf_conntrack_max" up to i32::MAX as u32;
     /// Hash buckets the kernel would have: what early drop looks at is measured by it.
     buckets: u32 = 262_144, "nf_conntrack_buckets" up to i32::MAX as u32;
-    /// Whether packets and bytes of flows are counted.
+    /// Whether packets and bytes of flows that begin are counted. Does not touch flows that exist.
     acct: bool = false, "nf_conntrack_acct" up to 1;
     /// Whether checksums of packets from outside are verified.
     checksum: bool = true, "nf_conntrack_checksum" up to 1;

@@ -16,7 +16,7 @@ fn entry(flow: &FlowRecord) -> Entry {
     let Zone { id, orig_only } = *zone;
     let shared = (id != 0 && !orig_only).then_some(id);
     let directed = (id != 0 && orig_only).then_some(id);
-    let by_direction = |[orig, reply]: [u64; 2]| ByDirection { orig, reply };
+    let by_direction = |[orig, reply]: [u64; 2]| counters.are_kept().then_some(ByDirection { orig, reply });
     Entry {
         orig: TupleRecord { zone: directed, ..tuple(orig) },
         reply: tuple(reply),
