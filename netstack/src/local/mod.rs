@@ -223,7 +223,7 @@ fn from_clock(at: smoltcp::time::Instant) -> Instant {
     Instant::from_nanos(micros.saturating_mul(1000))
 }
 
-/// Pings and UDP datagrams may be as long as IP allows; OUTPUT's links cut them.
+/// UDP datagrams may be as long as IP allows; OUTPUT's links cut them.
 const ANY_DATAGRAM: usize = 65_535;
 /// Most segments one connection sends at once.
 const FLUSH_LIMIT: usize = 1024;

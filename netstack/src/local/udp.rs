@@ -1,4 +1,4 @@
-//! UDP sockets and the answering of pings.
+//! UDP sockets.
 
 use core::net::{IpAddr, SocketAddr};
 use std::collections::BTreeMap;
@@ -87,7 +87,7 @@ impl Local {
         socket.recv_queue().saturating_add(len) <= socket.payload_recv_capacity() / 2
     }
 
-    /// Gives a datagram or a ping to smoltcp.
+    /// Gives a datagram to smoltcp.
     pub(crate) fn feed_datagram(&mut self, datagram: Vec<u8>, now: Instant) {
         self.udp.wire.feed(datagram, &mut self.udp.sockets, now);
     }

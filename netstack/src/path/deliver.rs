@@ -2,17 +2,19 @@
 
 use core::net::IpAddr;
 
-use hibernet_conntrack::proto;
+use hibernet_conntrack::{Attachment, proto};
 use hibernet_snapshot::Instant;
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{TcpPacket, TcpRepr, UdpPacket};
+use smoltcp::wire::{TcpPacket, TcpRepr};
 
 use crate::drop_reason::DropReason;
 use crate::hook::Hook;
-use crate::icmp::{IcmpError, timestamp_reply};
+use crate::icmp::IcmpError;
 use crate::local::Segment;
 use crate::packet::Packet;
-use crate::reject::{Reset, transport_checksum_holds};
+use crate::ping::{is_echo_request, reply};
+use crate::reject::{Reset, has_jumbo_length, transport_checksum_holds};
+use crate::route::{WayBack, is_anycast};
 use crate::stack::Stack;
 use crate::stats::count;
 
@@ -26,11 +28,8 @@ impl Stack {
             return self.drop_packet(DropReason::LocalMalformed, &packet);
         }
         match packet.parsed().proto {
-            proto::UDP => match UdpPacket::new_checked(l4) {
-                Ok(datagram) => {
-                    let port = datagram.dst_port();
-                    self.deliver_udp(packet, port, group, now);
-                }
+            proto::UDP => match *l4 {
+                [_, _, high, low, ..] => self.deliver_udp(packet, u16::from_be_bytes([high, low]), group, now),
                 _ => self.drop_packet(DropReason::LocalMalformed, &packet),
             },
             proto::TCP if group => self.drop_packet(DropReason::NoListener, &packet),
@@ -54,6 +53,8 @@ impl Stack {
             PIM => self.drop_packet(DropReason::NoListener, &packet),
             _ if group => self.drop_packet(DropReason::NoListener, &packet),
             _ if !packet.parsed().has_l4 => self.drop_packet(DropReason::LocalMalformed, &packet),
+            // The protocol is known, but nobody can listen.
+            proto::UDP_LITE => self.refuse_datagram(packet),
             _ => {
                 self.drop_packet(DropReason::ProtocolUnreachable, &packet);
                 self.answer_icmp(IcmpError::Protocol, &packet);
@@ -66,8 +67,7 @@ impl Stack {
             if group {
                 return self.drop_packet(DropReason::NoListener, &packet);
             }
-            self.drop_packet(DropReason::PortUnreachable, &packet);
-            return self.answer_icmp(IcmpError::Port, &packet);
+            return self.refuse_datagram(packet);
         };
         if !self.local.udp_has_room(socket, packet.len()) {
             return self.drop_packet(DropReason::SocketBufferFull, &packet);
@@ -77,6 +77,14 @@ impl Stack {
         if let Some(answer_from) = answer_from {
             self.local.echo_udp(socket, answer_from, now);
         }
+    }
+
+    /// The answer of a closed port. Unlike those on the way it is tracked like any packet of this host: in a zone of its own
+    /// the datagram's flow is not found by it.
+    fn refuse_datagram(&mut self, mut packet: Packet) {
+        self.drop_packet(DropReason::PortUnreachable, &packet);
+        packet.attachment = Attachment::default();
+        self.answer_icmp(IcmpError::Port, &packet);
     }
 
     fn deliver_tcp(&mut self, packet: Packet, segment: Segment, now: Instant) {
@@ -97,9 +105,14 @@ impl Stack {
         let reset = reset.and_then(|reset| reset.with_tos_of(packet.bytes()).datagram());
         match reset {
             Some(datagram) => {
+                let link = match self.routes.way_back(packet.iif, packet.src(), false) {
+                    WayBack::Routed => None,
+                    WayBack::On(link) => Some(link),
+                    WayBack::Nowhere => return count(&mut self.stats.errors_suppressed),
+                };
                 count(&mut self.stats.errors_sent);
                 // Its sender is this host; the drop of a reset is counted.
-                let _outcome = self.originate(datagram, now);
+                let _outcome = self.originate_on(datagram, link, now);
             }
             None => count(&mut self.stats.errors_suppressed),
         }
@@ -107,25 +120,29 @@ impl Stack {
 
     /// Echo and timestamp requests are answered; errors and answers have nobody here who waits for them.
     fn deliver_icmp(&mut self, packet: Packet, group: bool, now: Instant) {
-        let id = u16::try_from(self.next_ip_id() & 0xffff).unwrap_or(0);
-        if !group && let Some(reply) = timestamp_reply(packet.bytes(), packet.parsed(), packet.dst(), id) {
-            // Its sender is this host; the drop of an answer is counted.
-            let _outcome = self.originate(reply, now);
-            return;
-        }
-        let request = match packet.parsed().proto {
-            proto::ICMP => ECHO_REQUEST,
-            _ => ECHO_REQUEST_V6,
-        };
-        if packet.parsed().l4(packet.bytes()).first() != Some(&request) {
-            return;
-        }
+        let is_echo = is_echo_request(packet.bytes(), packet.parsed());
         if group && packet.dst().is_ipv4() {
-            return self.drop_packet(DropReason::EchoBroadcast, &packet);
+            if is_echo {
+                self.drop_packet(DropReason::EchoBroadcast, &packet);
+            }
+            return;
         }
-        let answer_from = if group { self.routes.source_for(&self.links, packet.src()) } else { Some(packet.dst()) };
-        if let Some(answer_from) = answer_from {
-            self.local.feed_datagram(plain(&packet, answer_from), now);
+        // Of a packet to a group or to anybody the asker does not know who answers: the answer comes from its link.
+        let to_any = group || is_anycast(&self.links, packet.dst());
+        let link = match self.routes.way_back(packet.iif, packet.src(), to_any) {
+            WayBack::Routed => None,
+            WayBack::On(link) => Some(link),
+            WayBack::Nowhere => return count(&mut self.stats.errors_suppressed),
+        };
+        let source = match to_any {
+            true => self.routes.error_source(&self.links, packet.iif, packet.src()),
+            false => Some(packet.dst()),
+        };
+        let Some(source) = source else { return };
+        let id = u16::try_from(self.next_ip_id() & 0xffff).unwrap_or(0);
+        if let Some(answer) = reply(packet.bytes(), packet.parsed(), source, id) {
+            // Its sender is this host; the drop of an answer is counted.
+            let _outcome = self.originate_on(answer, link, now);
         }
     }
 }
@@ -136,22 +153,25 @@ fn is_readable(segment: &TcpPacket<&[u8]>, packet: &Packet) -> bool {
     TcpRepr::parse(segment, &packet.src().into(), &packet.dst().into(), &verified).is_ok()
 }
 
-/// The datagram without IPv6 extension headers and with another destination: what the sockets below need to see.
+/// The datagram without IPv6 extension headers, with another destination, and with the length of UDP that a length of
+/// zero stands for: what the sockets below need to see.
 fn plain(packet: &Packet, dst: IpAddr) -> Vec<u8> {
     let l4 = packet.parsed().l4(packet.bytes());
     let protocol = packet.parsed().proto.into();
     let mut bytes = crate::reject::header(packet.src(), dst, protocol, l4.len()).unwrap_or_default();
     if let Some(room) = bytes.len().checked_sub(l4.len()).and_then(|at| bytes.get_mut(at..)) {
         room.copy_from_slice(l4);
+        if packet.parsed().proto == proto::UDP && has_jumbo_length(l4) {
+            let len = u16::try_from(l4.len()).unwrap_or(u16::MAX).to_be_bytes();
+            room.iter_mut().skip(UDP_LENGTH).zip(len).for_each(|(field, byte)| *field = byte);
+        }
     }
     bytes
 }
 
+/// Offset of the length in a UDP header.
+const UDP_LENGTH: usize = 4;
 /// Protocol number of group membership (RFC 2236).
 const IGMP: u8 = 2;
 /// Protocol number of multicast routing (RFC 7761).
 const PIM: u8 = 103;
-/// Type of an echo request (RFC 792).
-const ECHO_REQUEST: u8 = 8;
-/// Type of an echo request of ICMPv6 (RFC 4443).
-const ECHO_REQUEST_V6: u8 = 128;
