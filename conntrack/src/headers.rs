@@ -164,7 +164,7 @@ pub(crate) fn tuple_of(parsed: &Parsed, datagram: &[u8]) -> Result<Tuple, Invali
 /// The two 16-bit values that stand for ports. Ports take four bytes of layer 4, ICMP takes eight.
 pub(crate) fn ports_at(protocol: u8, l4: &[u8]) -> Option<(u16, u16)> {
     match protocol {
-        proto::TCP | proto::UDP | proto::SCTP => Some((u16_at(l4, 0)?, u16_at(l4, 2)?)),
+        proto::TCP | proto::UDP | proto::SCTP | proto::UDP_LITE => Some((u16_at(l4, 0)?, u16_at(l4, 2)?)),
         proto::ICMP | proto::ICMPV6 => Some((u16_at(l4.get(..8)?, 4)?, u16_at(l4, 0)?)),
         proto::GRE => gre_keys(l4),
         _ => Some((0, 0)),
@@ -178,6 +178,15 @@ fn gre_keys(l4: &[u8]) -> Option<(u16, u16)> {
             (u16_at(protocol, 0)? == PPP).then_some((0, u16_at(l4, 6)?))
         }
         _ => Some((0, 0)),
+    }
+}
+
+/// What of a UDP-Lite packet its checksum covers (RFC 3828, section 3.1); `None` if the header says what cannot be.
+pub fn udp_lite_coverage(l4: &[u8]) -> Option<&[u8]> {
+    match usize::from(u16_at(l4, 4)?) {
+        0 => Some(l4),
+        1..UDP_LITE_HEADER => None,
+        covered => l4.get(..covered),
     }
 }
 
@@ -426,6 +435,8 @@ pub(crate) const V4_HEADER: usize = 20;
 /// Bytes of an IPv6 header.
 pub(crate) const V6_HEADER: usize = 40;
 const V4_PROTOCOL: usize = 9;
+/// Bytes of a UDP-Lite header.
+const UDP_LITE_HEADER: usize = 8;
 /// Bytes of a GRE header of version 1 as far as the call id.
 const PPTP_HEADER: usize = 8;
 /// EtherType of PPP in GRE.

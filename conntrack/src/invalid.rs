@@ -22,6 +22,11 @@ pub enum InvalidReason {
         /// The protocol.
         proto: u8,
     },
+    /// No checksum, where this protocol must have one.
+    NoChecksum {
+        /// The protocol.
+        proto: u8,
+    },
     /// The checksum of this protocol does not hold.
     BadChecksum {
         /// The protocol.
@@ -129,6 +134,7 @@ impl fmt::Display for InvalidReason {
             Self::NoTransportHeader => f.write_str("no transport header"),
             Self::ShortPacket { proto } => write!(f, "proto {proto}: header is cut short"),
             Self::Malformed { proto } => write!(f, "proto {proto}: lengths do not fit the packet"),
+            Self::NoChecksum { proto } => write!(f, "proto {proto}: checksum is missing"),
             Self::BadChecksum { proto } => write!(f, "proto {proto}: checksum does not hold"),
             Self::WrongFamily { proto } => write!(f, "proto {proto}: belongs to the other IP version"),
             Self::TcpFlags { flags } => write!(f, "proto 6: no segment has the flags {flags:#04x}"),

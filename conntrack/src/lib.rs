@@ -68,7 +68,7 @@ pub use crate::conntrack::{
     Config, ConfigError, Conntrack, ConntrackSaved, EarlyDrop, NotRestored, Origin, Refusal, Totals, Validated,
 };
 pub use crate::event::{ConntrackEvent, EventKind};
-pub use crate::headers::{Fragment, ParseError, Parsed, parse};
+pub use crate::headers::{Fragment, ParseError, Parsed, parse, udp_lite_coverage};
 pub use crate::invalid::{IgnoreReason, InvalidReason};
 pub use crate::nat::{Manip, NatRange};
 pub use crate::protocol::{

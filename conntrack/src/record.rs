@@ -17,6 +17,11 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Whether the flow is counted: the first packet is, or none.
+    pub fn are_kept(&self) -> bool {
+        self.packets != [0; 2]
+    }
+
     /// Counts one packet.
     pub(crate) fn count(&mut self, direction: Direction, length: usize) {
         let at = direction.index();
@@ -71,11 +76,16 @@ impl fmt::Display for FlowRecord {
         }
         let [packets, reply_packets] = counters.packets;
         let [bytes, reply_bytes] = counters.bytes;
-        write!(f, "{}packets={packets} bytes={bytes} ", Ends(orig))?;
+        let kept = counters.are_kept();
+        let counted = |packets: u64, bytes: u64| match kept {
+            true => format!("packets={packets} bytes={bytes} "),
+            false => String::new(),
+        };
+        write!(f, "{}{}", Ends(orig), counted(packets, bytes))?;
         if !status.contains(Status::SEEN_REPLY) {
             f.write_str("[UNREPLIED] ")?;
         }
-        write!(f, "{}packets={reply_packets} bytes={reply_bytes} ", Ends(reply))?;
+        write!(f, "{}{}", Ends(reply), counted(reply_packets, reply_bytes))?;
         if status.contains(Status::ASSURED) {
             f.write_str("[ASSURED] ")?;
         }
@@ -96,7 +106,9 @@ impl fmt::Display for Ends<'_> {
         let tuple = self.0;
         write!(f, "src={} dst={} ", tuple.src, tuple.dst)?;
         match tuple.proto {
-            proto::TCP | proto::UDP | proto::SCTP => write!(f, "sport={} dport={} ", tuple.sport, tuple.dport),
+            proto::TCP | proto::UDP | proto::SCTP | proto::UDP_LITE => {
+                write!(f, "sport={} dport={} ", tuple.sport, tuple.dport)
+            }
             proto::ICMP | proto::ICMPV6 => {
                 write!(f, "type={} code={} id={} ", tuple.icmp_type(), tuple.icmp_code(), tuple.sport)
             }
@@ -114,6 +126,7 @@ fn protocol_name(number: u8) -> &'static str {
         proto::GRE => "gre",
         proto::ICMPV6 => "icmpv6",
         proto::SCTP => "sctp",
+        proto::UDP_LITE => "udplite",
         _ => "unknown",
     }
 }

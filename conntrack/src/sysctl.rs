@@ -10,10 +10,12 @@ pub const LONGEST_TIMEOUT: u32 = 97 * 86_400;
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum SysctlError {
     /// No such name.
-    #[error("found the name {name:?}, expected one of net.netfilter.nf_conntrack_*")]
+    #[error("found the name {name:?}, expected one of {expected}")]
     Unknown {
         /// The name as given.
         name: String,
+        /// What names there are.
+        expected: &'static str,
     },
     /// Not a number, or not one this setting can take.
     #[error("{name}: found {found:?}, expected a number from {least} to {most}")]
@@ -89,7 +91,7 @@ macro_rules! sysctls {
             pub fn set(&mut self, name: &str, value: &str) -> Result<(), SysctlError> {
                 match name.strip_prefix(PREFIX).unwrap_or(name) {
                     $($name => self.$field = parse($name, value, $most)?,)*
-                    _ => return Err(SysctlError::Unknown { name: name.to_owned() }),
+                    _ => return Err(SysctlError::Unknown { name: name.to_owned(), expected: KNOWN }),
                 }
                 Ok(())
             }
@@ -116,7 +118,7 @@ sysctls! {
     max: u32 = 262_144, "nf_conntrack_max" up to i32::MAX as u32;
     /// Hash buckets the kernel would have: what early drop looks at is measured by it.
     buckets: u32 = 262_144, "nf_conntrack_buckets" up to i32::MAX as u32;
-    /// Whether packets and bytes of flows are counted.
+    /// Whether packets and bytes of flows that begin are counted. Does not touch flows that exist.
     acct: bool = false, "nf_conntrack_acct" up to 1;
     /// Whether checksums of packets from outside are verified.
     checksum: bool = true, "nf_conntrack_checksum" up to 1;
@@ -203,6 +205,7 @@ impl Sysctls {
 }
 
 const PREFIX: &str = "net.netfilter.";
+const KNOWN: &str = "net.netfilter.nf_conntrack_*";
 
 fn parse<T: Value>(name: &'static str, value: &str, most: u32) -> Result<T, SysctlError> {
     match value.trim().parse::<u32>() {

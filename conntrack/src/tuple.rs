@@ -105,6 +105,8 @@ pub mod proto {
     pub const ICMPV6: u8 = 58;
     /// Stream Control Transmission Protocol, RFC 9260.
     pub const SCTP: u8 = 132;
+    /// UDP-Lite, RFC 3828.
+    pub const UDP_LITE: u8 = 136;
 }
 
 /// Which way a packet of a flow travels: the initiator's way or the answer's.

@@ -14,6 +14,8 @@ use crate::route::is_broadcast;
 pub(crate) enum IcmpError {
     /// No route: network unreachable, or in IPv6 no route to destination.
     NoRoute,
+    /// IPv6: the source means nothing on the link that leads to the destination.
+    Scope,
     /// The time to live or hop limit ran out on the way.
     TimeExceeded,
     /// The rest of a fragmented datagram did not come in time.
@@ -55,32 +57,9 @@ pub(crate) fn error(bytes: &[u8], parsed: &Parsed, error: IcmpError, source: IpA
     }
 }
 
-/// The answer to a timestamp request, and where it goes; `None` for anything else (RFC 792).
-///
-/// The times say nothing: this host has no time of day, and sets the high bit, which is how one says so.
-pub(crate) fn timestamp_reply(bytes: &[u8], parsed: &Parsed, source: IpAddr, id: u16) -> Option<Vec<u8>> {
-    let request = parsed.l4(bytes);
-    if parsed.proto != proto::ICMP || request.first() != Some(&TIMESTAMP) {
-        return None;
-    }
-    let asked = request.get(4..12)?;
-    let mut datagram = header(source, parsed.src, IpProtocol::Icmp, TIMESTAMP_LEN)?;
-    set_tos(&mut datagram, bytes.get(1).copied().unwrap_or(0));
-    let mut ip = Ipv4Packet::new_unchecked(datagram.as_mut_slice());
-    ip.set_ident(id);
-    ip.set_dont_frag(false);
-    ip.fill_checksum();
-    let message = datagram.get_mut(V4_HEADER..)?;
-    message.get_mut(..1)?.copy_from_slice(&[TIMESTAMP_REPLY]);
-    message.get_mut(4..12)?.copy_from_slice(asked);
-    message.get_mut(12..TIMESTAMP_LEN)?.copy_from_slice(&[0x80, 0, 0, 0, 0x80, 0, 0, 0]);
-    Icmpv4Packet::new_unchecked(message).fill_checksum();
-    Some(datagram)
-}
-
 fn error_v4(bytes: &[u8], parsed: &Parsed, error: IcmpError, source: IpAddr, id: u16) -> Option<Vec<u8>> {
     let (kind, code, rest) = match error {
-        IcmpError::NoRoute => (3, 0, 0),
+        IcmpError::NoRoute | IcmpError::Scope => (3, 0, 0),
         IcmpError::TimeExceeded => (11, 0, 0),
         IcmpError::Reassembly => (11, 1, 0),
         IcmpError::TooBig { mtu } => (3, 4, mtu.min(0xffff)),
@@ -104,6 +83,7 @@ fn error_v4(bytes: &[u8], parsed: &Parsed, error: IcmpError, source: IpAddr, id:
 fn error_v6(bytes: &[u8], parsed: &Parsed, error: IcmpError, source: IpAddr) -> Option<Vec<u8>> {
     let (kind, code, rest) = match error {
         IcmpError::NoRoute => (1, 0, 0),
+        IcmpError::Scope => (1, 2, 0),
         IcmpError::TimeExceeded => (3, 0, 0),
         IcmpError::Reassembly => (3, 1, 0),
         IcmpError::TooBig { mtu } => (2, 0, mtu),
@@ -160,10 +140,6 @@ const V4_QUOTE: usize = 576 - V4_HEADER - ICMP_HEADER;
 /// Most that an IPv6 error quotes: the error fits in the least MTU (RFC 4443, section 2.4 c).
 const V6_QUOTE: usize = 1280 - V6_HEADER - ICMP_HEADER;
 const ICMP_HEADER: usize = 8;
-const TIMESTAMP: u8 = 13;
-const TIMESTAMP_REPLY: u8 = 14;
-/// Type, code, checksum, identifier, sequence number and three times.
-const TIMESTAMP_LEN: usize = 20;
 /// Precedence 6 (RFC 1812, section 4.3.2.5).
 const INTERNETWORK_CONTROL: u8 = 0xc0;
 /// The bits of the offending packet's type of service that its error keeps.

@@ -92,12 +92,14 @@ mod link;
 mod local;
 mod packet;
 mod path;
+mod ping;
 mod reject;
 mod report;
 mod restore;
 mod route;
 mod rules;
 mod save;
+mod source;
 mod stack;
 mod stats;
 #[cfg(test)]

@@ -135,7 +135,7 @@ impl Packet {
     /// What rules look at. `mark` is that of the packet's flow.
     pub(crate) fn subject(&self, mark: Option<u32>) -> Subject {
         let l4 = self.parsed.l4(&self.bytes);
-        let has_ports = matches!(self.parsed.proto, proto::TCP | proto::UDP | proto::SCTP | DCCP | UDP_LITE);
+        let has_ports = matches!(self.parsed.proto, proto::TCP | proto::UDP | proto::SCTP | proto::UDP_LITE | DCCP);
         let ports = match l4 {
             [s1, s0, d1, d0, ..] if has_ports => Some((u16::from_be_bytes([*s1, *s0]), u16::from_be_bytes([*d1, *d0]))),
             _ => None,
@@ -219,7 +219,6 @@ const V4_TTL: usize = 8;
 const V6_HOP_LIMIT: usize = 7;
 const TCP_FLAGS: usize = 13;
 const DCCP: u8 = 33;
-const UDP_LITE: u8 = 136;
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 
 use core::net::IpAddr;
 
-use hibernet_conntrack::{Parsed, proto};
+use hibernet_conntrack::{Parsed, proto, udp_lite_coverage};
 use smoltcp::wire::{
     Icmpv4Packet, Icmpv6Packet, IpAddress, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, TcpSeqNumber, UdpPacket,
 };
@@ -91,9 +91,13 @@ pub(crate) fn transport_checksum_holds(bytes: &[u8], parsed: &Parsed) -> bool {
     let (src, dst) = (parsed.src.into(), parsed.dst.into());
     match parsed.proto {
         proto::TCP => TcpPacket::new_checked(l4).is_ok_and(|segment| segment.verify_checksum(&src, &dst)),
+        proto::UDP if parsed.is_v6() && has_jumbo_length(l4) => {
+            l4.get(6..8).is_some_and(|sum| sum != [0, 0]) && adds_up_with_pseudo_header(bytes, parsed, l4)
+        }
         proto::UDP => UdpPacket::new_checked(l4).is_ok_and(|datagram| {
             (parsed.src.is_ipv4() || datagram.checksum() != 0) && datagram.verify_checksum(&src, &dst)
         }),
+        proto::UDP_LITE => udp_lite_holds(bytes, parsed),
         proto::ICMP => Icmpv4Packet::new_checked(l4).is_ok_and(|message| message.verify_checksum()),
         proto::ICMPV6 => match (parsed.src, parsed.dst) {
             (IpAddr::V6(src), IpAddr::V6(dst)) => {
@@ -105,6 +109,11 @@ pub(crate) fn transport_checksum_holds(bytes: &[u8], parsed: &Parsed) -> bool {
     }
 }
 
+/// Whether a UDP header says no length: then, in IPv6, all that follows belongs to it (RFC 2675, section 4).
+pub(crate) fn has_jumbo_length(l4: &[u8]) -> bool {
+    l4.get(4..6) == Some(&[0, 0])
+}
+
 /// Whether a packet is sound enough for its sender to be told of a `reject`, as the kernel judges.
 ///
 /// It takes the Internet checksum over the whole payload of any protocol that is not known to have another or none: under
@@ -112,7 +121,7 @@ pub(crate) fn transport_checksum_holds(bytes: &[u8], parsed: &Parsed) -> bool {
 pub(crate) fn may_be_rejected_with_icmp(bytes: &[u8], parsed: &Parsed) -> bool {
     let l4 = parsed.l4(bytes);
     let has_no_checksum = match parsed.proto {
-        proto::GRE | ESP | AH | proto::SCTP | UDP_LITE => true,
+        proto::GRE | ESP | AH | proto::SCTP | proto::UDP_LITE => true,
         proto::UDP => l4.get(6..8) == Some(&[0, 0]),
         _ => false,
     };
@@ -120,13 +129,26 @@ pub(crate) fn may_be_rejected_with_icmp(bytes: &[u8], parsed: &Parsed) -> bool {
         IpAddr::V6(_) if l4.is_empty() => false,
         _ if has_no_checksum => true,
         src if src.is_ipv6() || matches!(parsed.proto, proto::TCP | proto::UDP) => {
-            // The sum does not depend on the order of its words, so addresses may be taken from where they stand.
-            let addresses = if src.is_ipv6() { bytes.get(8..40) } else { bytes.get(12..20) };
-            let parts = [words(addresses.unwrap_or_default()), l4.len() as u64, parsed.proto.into(), words(l4)];
-            folded(parts.into_iter().fold(0, u64::saturating_add)) == 0xffff
+            adds_up_with_pseudo_header(bytes, parsed, l4)
         }
         _ => matches!(folded(words(l4)), 0 | 0xffff),
     }
+}
+
+/// Whether UDP-Lite's checksum, which there must be, holds over what it covers (RFC 3828, section 3.1).
+fn udp_lite_holds(bytes: &[u8], parsed: &Parsed) -> bool {
+    let l4 = parsed.l4(bytes);
+    let has_checksum = l4.get(6..8).is_some_and(|sum| sum != [0, 0]);
+    has_checksum && udp_lite_coverage(l4).is_some_and(|covered| adds_up_with_pseudo_header(bytes, parsed, covered))
+}
+
+/// Whether `covered`, which has its checksum in it, adds up with the pseudo header of the whole payload.
+fn adds_up_with_pseudo_header(bytes: &[u8], parsed: &Parsed, covered: &[u8]) -> bool {
+    // The sum does not depend on the order of its words, so addresses may be taken from where they stand.
+    let addresses = if parsed.is_v6() { bytes.get(8..40) } else { bytes.get(12..20) };
+    let len = parsed.l4(bytes).len() as u64;
+    let parts = [words(addresses.unwrap_or_default()), len, parsed.proto.into(), words(covered)];
+    folded(parts.into_iter().fold(0, u64::saturating_add)) == 0xffff
 }
 
 /// Sum of the 16-bit words, an odd last byte padded with zero.
@@ -201,7 +223,6 @@ const HOPS: u8 = 64;
 const TCP_HEADER: usize = 20;
 const ESP: u8 = 50;
 const AH: u8 = 51;
-const UDP_LITE: u8 = 136;
 
 #[cfg(test)]
 mod tests {
@@ -263,7 +284,7 @@ mod tests {
             assert!(!may(datagram(4, number, [1; 10])));
             assert!(!may(datagram(6, number, plain)) && !may(datagram(6, number, [0; 10])));
         }
-        for number in [proto::GRE, ESP, proto::SCTP, UDP_LITE] {
+        for number in [proto::GRE, ESP, proto::SCTP, proto::UDP_LITE] {
             assert!(may(datagram(4, number, [1; 10])) && may(datagram(6, number, [1; 10])));
         }
         let echo = crate::test_packets::icmp_echo("fd00::2", "fd00::1", 1, 1);

@@ -9,6 +9,7 @@ use thiserror::Error;
 use crate::cidr::Cidr;
 use crate::drop_reason::DropReason;
 use crate::link::{LinkId, Links};
+use crate::source;
 
 /// A route. Routes to the networks of the links' own addresses need not be given.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Snapshot)]
@@ -52,6 +53,17 @@ pub enum RouteError {
         /// Routes allowed.
         most: usize,
     },
+}
+
+/// Where an answer may go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum WayBack {
+    /// Where the routes say.
+    Routed,
+    /// Over the link that the question came in by.
+    On(LinkId),
+    /// Over that link, but no route leads there: it is not sent.
+    Nowhere,
 }
 
 /// What to do with a packet that came in.
@@ -137,14 +149,9 @@ impl RouteTable {
             DestinationKind::Foreign => return Decision::Drop(DropReason::NotForwardable),
             DestinationKind::Unicast => {}
         }
-        if let IpAddr::V6(src) = src
-            && src.is_unicast_link_local()
-        {
-            return Decision::Drop(DropReason::Scope);
-        }
-        // A link-local destination is reached on its own link or not at all, and no link here says which are on it.
+        // A link-local destination is reached on the packet's own link or not at all.
         if is_link_local(dst) {
-            return Decision::Unroutable;
+            return if self.leads(iif, dst) { Decision::Forward(NextHop { link: iif }) } else { Decision::Unroutable };
         }
         match self.next_hop(dst) {
             Some(hop) => Decision::Forward(hop),
@@ -165,24 +172,56 @@ impl RouteTable {
         self.next_hop(dst)
     }
 
-    /// The address this host speaks from when it talks to `dst`.
-    ///
-    /// An own destination speaks from itself. Else the first address of the outgoing link whose network holds the next
-    /// hop, then the first of that family on the link, then on any link.
+    /// The way back for an answer to a packet from `dst` that came in by `iif`. Answers to a link-local address stay on its
+    /// link (RFC 4007), and so do `bound` ones, of which the asker does not know the sender.
+    pub(crate) fn way_back(&self, iif: Option<LinkId>, dst: IpAddr, bound: bool) -> WayBack {
+        match iif {
+            Some(link) if (bound || is_link_local(dst)) && link != LinkId::LOOPBACK => {
+                if self.leads(link, dst) {
+                    WayBack::On(link)
+                } else {
+                    WayBack::Nowhere
+                }
+            }
+            _ => WayBack::Routed,
+        }
+    }
+
+    /// The address this host speaks from when it talks to `dst`: an own destination speaks from itself.
     pub(crate) fn source_for(&self, links: &Links, dst: IpAddr) -> Option<IpAddr> {
         if is_own(links, dst) {
             return Some(dst);
         }
         let entry = self.entry(dst)?;
-        let hop = entry.via.unwrap_or(dst);
-        let fits = |cidr: &&Cidr| cidr.addr().is_ipv4() == dst.is_ipv4() && !is_link_local(cidr.addr());
-        let own = links.link(entry.link)?.addrs.as_slice();
-        own.iter()
-            .filter(fits)
-            .find(|cidr| cidr.contains(hop))
-            .or_else(|| own.iter().find(fits))
-            .or_else(|| links.configured().iter().flat_map(|link| &link.addrs).find(fits))
-            .map(Cidr::addr)
+        match dst {
+            IpAddr::V4(_) => source::v4(links, entry.link, entry.via.unwrap_or(dst)),
+            IpAddr::V6(dst) => source::v6(links, entry.link, dst),
+        }
+    }
+
+    /// The address that masquerade gives a packet for `dst` which leaves by `link`.
+    pub(crate) fn masqueraded(&self, links: &Links, link: LinkId, dst: IpAddr) -> Option<IpAddr> {
+        match dst {
+            IpAddr::V4(_) => source::v4(links, link, self.entry(dst).and_then(|entry| entry.via).unwrap_or(dst)),
+            IpAddr::V6(dst) => source::v6(links, link, dst),
+        }
+    }
+
+    /// The address that an error about a packet from `dst` comes from, where the packet was for another host. IPv6 prefers
+    /// one of the link that the packet came in by.
+    pub(crate) fn error_source(&self, links: &Links, iif: Option<LinkId>, dst: IpAddr) -> Option<IpAddr> {
+        match (iif, dst) {
+            (Some(link), IpAddr::V6(dst)) if link != LinkId::LOOPBACK => {
+                self.output(links, dst.into())?;
+                source::v6(links, link, dst)
+            }
+            _ => self.source_for(links, dst),
+        }
+    }
+
+    /// Whether some route to `dst` is over that link.
+    fn leads(&self, link: LinkId, dst: IpAddr) -> bool {
+        self.entries.iter().any(|entry| entry.link == link && entry.destination.contains(dst))
     }
 
     fn entry(&self, dst: IpAddr) -> Option<&Entry> {
@@ -198,6 +237,17 @@ pub(crate) fn is_own(links: &Links, addr: IpAddr) -> bool {
     links.configured().iter().flat_map(|link| &link.addrs).any(|cidr| {
         cidr.addr() == addr || matches!((cidr.router_anycast(), addr), (Some(any), IpAddr::V6(addr)) if any == addr)
     })
+}
+
+/// Whether an address is a router's anycast address of one of the links' networks (RFC 4291, section 2.6.1).
+pub(crate) fn is_anycast(links: &Links, addr: IpAddr) -> bool {
+    let is_any = |cidr: &Cidr| cidr.router_anycast().is_some_and(|any| IpAddr::V6(any) == addr && cidr.addr() != addr);
+    links.configured().iter().flat_map(|link| &link.addrs).any(is_any)
+}
+
+/// Whether an IPv6 address means something on its link alone.
+pub(crate) fn is_link_local(addr: IpAddr) -> bool {
+    matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local())
 }
 
 /// Whether an IPv4 address is a broadcast address here: the limited one, or that of a link's network.
@@ -272,10 +322,6 @@ fn is_martian(links: &Links, src: IpAddr, dst: IpAddr) -> bool {
         }
         _ => true,
     }
-}
-
-fn is_link_local(addr: IpAddr) -> bool {
-    matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local())
 }
 
 /// All systems on this subnet (RFC 1112).
@@ -365,7 +411,7 @@ mod tests {
             ("fd00:10::2", "ff0e::1", Decision::Drop(DropReason::NotForwardable)),
             ("fd00:10::2", "ff02::1", Decision::LocalGroup),
             ("fd00:10::2", "ff02::1:ff00:1", Decision::LocalGroup),
-            ("fe80::2", "2001:db8:ff::9", Decision::Drop(DropReason::Scope)),
+            ("fe80::2", "2001:db8:ff::9", out),
             ("fd00:10::1", "2001:db8:ff::9", out),
             ("fd00:10::2", "fd00:10::1", Decision::Local),
             ("fd00:10::2", "fd00:10::", Decision::Local),

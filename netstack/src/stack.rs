@@ -289,9 +289,13 @@ impl Stack {
         flows
     }
 
-    /// Sets a value of connection tracking by the kernel's name, `net.netfilter.` in front or not.
+    /// Sets a value by the kernel's name: connection tracking's, with `net.netfilter.` in front or not, or one of IPv4's
+    /// reassembly, `net.ipv4.ipfrag_*` ([`FragmentLimits::set`]).
     pub fn set_sysctl(&mut self, name: &str, value: &str) -> Result<(), SysctlError> {
-        self.conntrack.set_sysctl(name, value)
+        match name.starts_with("net.ipv4.") {
+            true => self.fragments.limits_mut().set(name, value),
+            false => self.conntrack.set_sysctl(name, value),
+        }
     }
 
     /// Connection tracking, to look at.

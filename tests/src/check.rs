@@ -66,35 +66,37 @@ impl Verdict {
 
 /// Where a run with restores differs from one without.
 ///
-/// Numbers that keys choose are other ones after a restore: those that are captured go by their names, and where the bytes
-/// of a packet differ, its text is compared. All else must be equal, to the second.
+/// Numbers that keys choose are other ones after a restore: those that are captured or seen in the table go by names, and
+/// where the bytes of a packet differ, its text is compared. All else must be equal, to the second.
 pub fn differences_by_restores(plain: &Run, restored: &Run) -> Result<Vec<Difference>> {
-    let actual = restored.records.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
+    let mut actual = restored.records.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
     let mut expected = Vec::new();
     for (number, record) in plain.records.iter().enumerate() {
         let mut value = serde_json::to_value(record)?;
-        let mut volatile = restored.records.get(number).map(|other| volatile_bytes(record, other)).unwrap_or_default();
-        volatile.extend(actual.get(number).into_iter().flat_map(|other| drawn_ports(&value, other)));
-        value["volatile"] = json!(volatile);
+        if let (Some(record_after), Some(value_after)) = (restored.records.get(number), actual.get_mut(number)) {
+            name_drawn_ports(number, &mut value, value_after);
+            value["volatile"] = json!(volatile_bytes(record, record_after));
+        }
         expected.push(value);
     }
     Ok(compare(&expected, &actual, Terms { tolerance: 0, slow: false }))
 }
 
-/// Paths of the outside ports and identifiers of translated flows that differ: they were drawn under other keys. Where they
-/// are used in what follows, a scenario captures them.
-fn drawn_ports(record: &Value, other: &Value) -> Vec<Value> {
+/// Names the outside ports and identifiers of translated flows that differ, as if both records had captured them: they
+/// were drawn under other keys.
+fn name_drawn_ports(number: usize, record: &mut Value, other: &mut Value) {
     let flows = |record: &Value| record["conntrack"].as_array().cloned().unwrap_or_default();
     let translated = |flow: &Value| flow["status"].as_array().is_some_and(|bits| bits.contains(&json!("SRC_NAT")));
-    let mut paths = Vec::new();
-    for (at, (flow, other)) in flows(record).iter().zip(&flows(other)).enumerate() {
+    for (at, (flow, flow_after)) in flows(record).iter().zip(&flows(other)).enumerate() {
         for field in ["dport", "icmp_id"] {
-            if translated(flow) && translated(other) && flow["reply"][field] != other["reply"][field] {
-                paths.push(json!(["conntrack", at, "reply", field]));
+            let (port, port_after) = (&flow["reply"][field], &flow_after["reply"][field]);
+            if translated(flow) && translated(flow_after) && port != port_after {
+                let name = format!("DRAWN_{number}_{at}");
+                record["captured"][&name] = port.clone();
+                other["captured"][&name] = port_after.clone();
             }
         }
     }
-    paths
 }
 
 /// Paths of the packets that went in, which may use a captured value, and of those that left with other bytes.

@@ -228,10 +228,12 @@ pub struct Entry {
     /// Mark, where it is not zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mark: Option<u32>,
-    /// Packets counted.
-    pub packets: ByDirection,
+    /// Packets counted, of a flow that is counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets: Option<ByDirection>,
     /// Bytes counted.
-    pub bytes: ByDirection,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<ByDirection>,
     /// Zone, where both directions are in it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zone: Option<u16>,

@@ -254,11 +254,11 @@ impl Conntrack {
         Attachment(Attached::Invalid(reason))
     }
 
+    /// Counts a packet, if the flow's first was counted: `nf_conntrack_acct` is for flows that begin.
     fn count(&mut self, slot: Slot, direction: Direction, length: usize) {
-        if self.sysctls.acct
-            && let Some(core) = self.table.flows_mut().core_mut(slot)
-        {
-            let mut counters = core.counters();
+        let Some(core) = self.table.flows_mut().core_mut(slot) else { return };
+        let mut counters = core.counters();
+        if counters.are_kept() {
             counters.count(direction, length);
             core.set_counters(counters);
         }

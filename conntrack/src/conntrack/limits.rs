@@ -22,6 +22,7 @@ use crate::wire::WireChoices;
 /// is just connecting as soon as a SYN of the flood that nobody will ever answer. The oldest unassured flow is the one with the
 /// least left to hope for, and finding it costs no search.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, Snapshot)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum EarlyDrop {
     /// Nobody: the new flow's packet is dropped.

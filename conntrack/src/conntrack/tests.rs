@@ -483,3 +483,33 @@ proptest! {
         prop_assert_eq!(first.save(), copy.save());
     }
 }
+
+#[test]
+fn a_flow_is_counted_if_its_first_packet_was() {
+    let mut conntrack = conntrack(4, 1);
+    for (acct, port) in [("1", 1), ("0", 2)] {
+        conntrack.set_sysctl("nf_conntrack_acct", acct).unwrap();
+        pass(&mut conntrack, &udp(CLIENT, port, SERVER, 53), None, START);
+    }
+    for acct in ["0", "1"] {
+        conntrack.set_sysctl("nf_conntrack_acct", acct).unwrap();
+        for port in [1, 2] {
+            pass(&mut conntrack, &udp(SERVER, 53, CLIENT, port), None, START);
+        }
+    }
+    let counters: Vec<_> =
+        conntrack.flows().iter().map(|flow| (flow.counters.packets, flow.counters.are_kept())).collect();
+    assert_eq!(counters, [([1, 2], true), ([0, 0], false)]);
+    let lines: Vec<_> = conntrack.flows().iter().map(ToString::to_string).collect();
+    assert!(lines[0].contains("packets=2") && !lines[1].contains("packets"), "{lines:?}");
+}
+
+#[test]
+fn the_second_packet_between_equal_ends_is_the_answer_to_the_first() {
+    for (src, dst) in [(CLIENT, CLIENT), ("fd00::2", "fd00::2")] {
+        let mut conntrack = conntrack(4, 1);
+        pass(&mut conntrack, &udp(src, 7, dst, 7), None, START);
+        let second = track(&mut conntrack, &udp(src, 7, dst, 7)).unwrap();
+        assert_eq!((second.state(), second.direction()), (Some(CtState::Established), Some(Direction::Reply)));
+    }
+}

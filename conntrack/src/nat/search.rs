@@ -149,7 +149,7 @@ impl<S: Surroundings> Search<'_, S> {
 fn ports(tuple: &Tuple, range: &NatRange, manip: Manip) -> Option<(u16, u16)> {
     match tuple.proto {
         proto::ICMP | proto::ICMPV6 => Some(range.ports.unwrap_or((0, u16::MAX))),
-        proto::TCP | proto::UDP | proto::SCTP => match (range.ports, manip) {
+        proto::TCP | proto::UDP | proto::SCTP | proto::UDP_LITE => match (range.ports, manip) {
             (Some(ports), _) => Some(ports),
             (None, Manip::Destination) => None,
             // A privileged port stays privileged, and clear of the r-commands' 512 to 599 (RFC 1282 era servers check).

@@ -19,7 +19,7 @@ use super::wheel::slot_of;
 use crate::pack;
 use crate::record::FlowRecord;
 use crate::status::Status;
-use crate::tuple::{Direction, Tuple};
+use crate::tuple::{Direction, Tuple, Zone};
 
 /// A place in the table: slot and family. Meaningless once the flow is gone; [`Handle`] tells.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -180,18 +180,28 @@ impl Flows {
         })
     }
 
-    /// Which direction of the slot's flow carries `tuple`, if one does.
-    pub(crate) fn direction_of(&self, slot: Slot, tuple: &Tuple) -> Option<Direction> {
-        fn of<A: super::addr::Addr>(entry: &Entry<A>, tuple: &Tuple) -> Option<Direction> {
+    /// Which direction of the slot's flow carries `tuple` in `zone`, if one does.
+    ///
+    /// A flow whose tuples are equal, of a host that talks to itself through the router, is answered by its second packet:
+    /// of two directions in one zone the kernel finds the one that it has filed last.
+    pub(crate) fn direction_of(&self, slot: Slot, tuple: &Tuple, zone: Zone) -> Option<Direction> {
+        fn of<A: super::addr::Addr>(entry: &Entry<A>, tuple: &Tuple, zone: Zone) -> Option<Direction> {
             let ends = Ends::of(tuple)?;
+            let in_zone = |direction| entry.core.zone().of(direction) == zone.of(direction);
             match entry {
                 entry if entry.core.proto != tuple.proto => None,
-                entry if entry.orig == ends => Some(Direction::Original),
-                entry if entry.reply == ends => Some(Direction::Reply),
+                entry if zone.orig_only && entry.orig == ends && in_zone(Direction::Original) => {
+                    Some(Direction::Original)
+                }
+                entry if entry.reply == ends && in_zone(Direction::Reply) => Some(Direction::Reply),
+                entry if entry.orig == ends && in_zone(Direction::Original) => Some(Direction::Original),
                 _ => None,
             }
         }
-        if slot.is_v6() { of(self.v6.entry(slot.number())?, tuple) } else { of(self.v4.entry(slot.number())?, tuple) }
+        match slot.is_v6() {
+            true => of(self.v6.entry(slot.number())?, tuple, zone),
+            false => of(self.v4.entry(slot.number())?, tuple, zone),
+        }
     }
 
     pub(crate) fn record(&self, slot: Slot) -> Option<FlowRecord> {

@@ -225,9 +225,7 @@ fn find_in(index: &Index, flows: &Flows, hash: u64, tuple: &Tuple, zone: Zone) -
     let mut direction = None;
     let slot = index.find(hash, |slot| {
         let slot = Slot(slot);
-        direction = flows
-            .direction_of(slot, tuple)
-            .filter(|direction| flows.core(slot).is_some_and(|core| core.zone().of(*direction) == zone.of(*direction)));
+        direction = flows.direction_of(slot, tuple, zone);
         direction.is_some()
     })?;
     Some((Slot(slot), direction?))

@@ -10,6 +10,7 @@ pub(crate) mod icmp;
 mod sctp;
 mod tcp;
 mod udp;
+mod udp_lite;
 
 use hibernet_snapshot::Instant;
 
@@ -114,6 +115,7 @@ pub(crate) fn open(
     match tuple.proto {
         proto::TCP => tcp::open(packet, sysctls),
         proto::UDP => udp::open(packet, sysctls, now),
+        proto::UDP_LITE => udp_lite::open(packet, sysctls),
         proto::SCTP => sctp::open(packet, sysctls),
         proto::ICMP | proto::ICMPV6 => icmp::open(packet, sysctls),
         proto::GRE => Ok(gre::open(sysctls)),
@@ -140,6 +142,7 @@ pub(crate) fn update(
         ProtocolState::Other => match packet.parsed.proto {
             proto::ICMP | proto::ICMPV6 => icmp::update(packet, sysctls),
             proto::GRE => gre::update(status, sysctls),
+            proto::UDP_LITE => udp_lite::update(packet, status, sysctls),
             _ => generic::update(sysctls),
         },
     }

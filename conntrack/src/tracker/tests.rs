@@ -21,6 +21,18 @@ fn udp(family: Family, direction: Direction, stated: Option<u16>, payload: &[u8]
     datagram(src, dst, proto::UDP, [&header[..], payload].concat())
 }
 
+/// UDP-Lite whose checksum covers `coverage` bytes, summed with this protocol number in the pseudo header.
+fn udp_lite(family: Family, direction: Direction, coverage: u16, summed_as: u8) -> Vec<u8> {
+    let (src, dst) = family.ends(direction);
+    let mut l4 = [5353_u16, 53, coverage, 0].map(u16::to_be_bytes).concat();
+    l4.extend(*b"data");
+    let covered = if coverage == 0 { l4.len() } else { usize::from(coverage).min(l4.len()) };
+    let start = checksum::pseudo_header_sum(src, dst, summed_as, l4.len());
+    let sum = !checksum::ones_complement_sum(start, &l4[..covered]);
+    l4[6..8].copy_from_slice(&sum.to_be_bytes());
+    wrap(src, dst, proto::UDP_LITE, &l4)
+}
+
 fn at_seconds(seconds: f64) -> Instant {
     NOW.saturating_add(Duration::from_secs_f64(seconds))
 }
@@ -44,6 +56,49 @@ fn udp_is_a_stream_once_it_was_answered_and_is_older_than_two_seconds() {
         assert_eq!(follow(Direction::Original, 3.0), accept(30, false), "unanswered, however old");
         assert_eq!(follow(Direction::Reply, 3.5), accept(30, false), "the first reply itself");
         assert_eq!(follow(Direction::Original, 3.6), accept(120, true));
+    }
+}
+
+#[test]
+fn udp_lite_is_a_stream_once_it_was_answered_however_young() {
+    let sysctls = Sysctls { checksum: false, ..Sysctls::default() };
+    for family in Family::BOTH {
+        let packet = |direction| udp_lite(family, direction, 8, proto::UDP_LITE);
+        let mut flow = Flow::open(&packet(Direction::Original), &sysctls, NOW).unwrap();
+        assert_eq!(flow.timeout, 30);
+        let mut follow = |direction| flow.follow(&packet(direction), direction, &sysctls, NOW);
+        assert_eq!(follow(Direction::Reply), accept(30, false), "the first reply itself");
+        assert_eq!(follow(Direction::Original), accept(120, true));
+    }
+}
+
+#[test]
+fn udp_lite_must_have_a_checksum_over_what_it_has() {
+    let sysctls = Sysctls { checksum: false, ..Sysctls::default() };
+    let proto = proto::UDP_LITE;
+    let with = |coverage| udp_lite(Family::V4, Direction::Original, coverage, proto);
+    for (coverage, fits) in [(0, true), (1, false), (7, false), (8, true), (12, true), (13, false)] {
+        let outcome = Flow::open(&with(coverage), &sysctls, NOW).map(|_| ());
+        assert_eq!(outcome, if fits { Ok(()) } else { Err(InvalidReason::Malformed { proto }) }, "{coverage}");
+    }
+    let mut without = with(8);
+    without[26..28].fill(0);
+    assert_eq!(Flow::open(&without, &sysctls, NOW).unwrap_err(), InvalidReason::NoChecksum { proto });
+    let short = wrap(Family::V4.ends(Direction::Original).0, Family::V4.ends(Direction::Original).1, proto, &[1; 7]);
+    assert_eq!(Flow::open(&short, &sysctls, NOW).unwrap_err(), InvalidReason::ShortPacket { proto });
+}
+
+#[test]
+fn udp_lite_is_summed_as_if_it_were_udp_as_the_kernel_does() {
+    let sysctls = Sysctls::default();
+    let proto = proto::UDP_LITE;
+    for family in Family::BOTH {
+        for coverage in [0, 8, 12] {
+            let with = |summed_as| udp_lite(family, Direction::Original, coverage, summed_as);
+            Flow::open(&with(proto::UDP), &sysctls, NOW).unwrap();
+            let refused = Flow::open(&with(proto), &sysctls, NOW).unwrap_err();
+            assert_eq!(refused, InvalidReason::BadChecksum { proto });
+        }
     }
 }
 

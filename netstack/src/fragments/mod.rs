@@ -29,7 +29,7 @@ use core::net::{IpAddr, Ipv4Addr};
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
-use hibernet_conntrack::{Fragment, Parsed, proto};
+use hibernet_conntrack::{Fragment, Parsed, SysctlError, proto};
 use hibernet_snapshot::{Instant, Invalid, Snapshot};
 
 use self::queue::{Added, Arrival, Queue};
@@ -62,6 +62,28 @@ impl Default for FragmentLimits {
 }
 
 impl FragmentLimits {
+    /// Sets one by the kernel's name, `net.ipv4.` in front or not. What is held already stays held.
+    ///
+    /// `ipfrag_low_thresh` and `ipfrag_secret_interval` are taken as well, and change nothing: nor do they in Linux 6.18.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<(), SysctlError> {
+        let Self { ipfrag_time, ipfrag_high_thresh, ipfrag_max_dist } = self;
+        let mut without_effect = 0;
+        let most = i32::MAX.unsigned_abs();
+        let (field, name, least, most) = match name.strip_prefix(PREFIX).unwrap_or(name) {
+            "ipfrag_time" => (ipfrag_time, "ipfrag_time", 1, LONGEST_WAIT),
+            "ipfrag_high_thresh" => (ipfrag_high_thresh, "ipfrag_high_thresh", 0, most),
+            "ipfrag_max_dist" => (ipfrag_max_dist, "ipfrag_max_dist", 0, most),
+            "ipfrag_low_thresh" => (&mut without_effect, "ipfrag_low_thresh", 0, most),
+            "ipfrag_secret_interval" => (&mut without_effect, "ipfrag_secret_interval", 0, most),
+            _ => return Err(SysctlError::Unknown { name: name.to_owned(), expected: KNOWN }),
+        };
+        match value.trim().parse() {
+            Ok(number) if (least..=most).contains(&number) => *field = number,
+            _ => return Err(SysctlError::OutOfRange { name, found: value.to_owned(), least, most }),
+        }
+        Ok(())
+    }
+
     /// Whether reassembly can work within them.
     pub(crate) fn check(&self) -> Result<(), Invalid> {
         let found = self.ipfrag_time;
@@ -170,6 +192,11 @@ impl Defragmenter {
     /// Nothing held.
     pub(crate) fn new(limits: FragmentLimits) -> Self {
         Self { limits, ..Self::default() }
+    }
+
+    /// The bounds of IPv4.
+    pub(crate) const fn limits_mut(&mut self) -> &mut FragmentLimits {
+        &mut self.limits
     }
 
     /// Takes a datagram on its way, which may be a fragment. Call [`Defragmenter::expire`] first.
@@ -367,6 +394,8 @@ fn lacks_headers(parsed: &Parsed, fragment: &Fragment) -> bool {
     !parsed.has_l4 || parsed.end.saturating_sub(parsed.header_len) < least
 }
 
+const PREFIX: &str = "net.ipv4.";
+const KNOWN: &str = "net.netfilter.nf_conntrack_* or net.ipv4.ipfrag_*";
 /// A day: no datagram takes that long.
 const LONGEST_WAIT: u32 = 86_400;
 /// Protocol number that says that nothing follows (RFC 8200, section 4.7).

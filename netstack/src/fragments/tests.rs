@@ -117,3 +117,26 @@ impl Defragmenter {
         assert_eq!(self.arrivals.keys().copied().collect::<BTreeSet<_>>(), sources);
     }
 }
+
+#[test]
+fn bounds_are_set_by_the_kernels_names() {
+    let mut limits = FragmentLimits::default();
+    limits.set("net.ipv4.ipfrag_time", "7").unwrap();
+    limits.set("ipfrag_high_thresh", "9000").unwrap();
+    limits.set("net.ipv4.ipfrag_max_dist", " 0 ").unwrap();
+    let set = FragmentLimits { ipfrag_time: 7, ipfrag_high_thresh: 9000, ipfrag_max_dist: 0 };
+    assert_eq!(limits, set);
+    limits.set("net.ipv4.ipfrag_low_thresh", "1").unwrap();
+    for (name, value, told) in [
+        ("net.ipv4.ipfrag_time", "0", "ipfrag_time: found \"0\", expected a number from 1 to 86400"),
+        ("ipfrag_max_dist", "-1", "ipfrag_max_dist: found \"-1\", expected a number from 0 to 2147483647"),
+        (
+            "net.ipv4.ip_forward",
+            "1",
+            "found the name \"net.ipv4.ip_forward\", expected one of net.netfilter.nf_conntrack_* or net.ipv4.ipfrag_*",
+        ),
+    ] {
+        assert_eq!(limits.set(name, value).unwrap_err().to_string(), told);
+    }
+    assert_eq!(limits, set);
+}

@@ -68,7 +68,7 @@ impl Stack {
         let Some(from) = self.speaks_from(addr, SocketAddr::new(to, identifier))? else {
             return Err(self.not_sent(DropReason::NoRoute, payload.len()));
         };
-        let Some(request) = echo(Echo::Request, from, to, [identifier, sequence], payload) else {
+        let Some(request) = echo_request(from, to, [identifier, sequence], payload) else {
             return Err(self.not_sent(DropReason::TooLong, payload.len()));
         };
         self.send_now(request, now)
@@ -129,18 +129,6 @@ impl Stack {
     pub fn ping_close(&mut self, socket: PingSocket) {
         self.local.datagrams.ping.close(socket.0);
     }
-
-    /// Answers an echo request, from the address it was sent to; one to a group, from the address that its sender is reached
-    /// from.
-    pub(crate) fn answer_echo(&mut self, packet: &Packet, group: bool, now: Instant) {
-        let answer_from = if group { self.routes.source_for(&self.links, packet.src()) } else { Some(packet.dst()) };
-        let answer = answer_from.and_then(|own| echo_reply(packet, own));
-        if let Some(answer) = answer {
-            let answer = self.identified(answer);
-            // An answer has no sender who could be told of its drop; the drop is counted.
-            let _outcome = self.originate(answer, now);
-        }
-    }
 }
 
 impl Local {
@@ -181,31 +169,10 @@ impl Local {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Echo {
-    Request,
-    Reply,
-}
-
-/// The answer to an echo request; `None` for one whose code is not 0 or whose sender has no address.
-fn echo_reply(packet: &Packet, from: IpAddr) -> Option<Vec<u8>> {
-    let [_, 0, _, _, id1, id0, seq1, seq0, payload @ ..] = packet.parsed().l4(packet.bytes()) else { return None };
-    if packet.src().is_unspecified() {
-        return None;
-    }
-    let numbers = [u16::from_be_bytes([*id1, *id0]), u16::from_be_bytes([*seq1, *seq0])];
-    echo(Echo::Reply, from, packet.src(), numbers, payload)
-}
-
-/// The datagram; `None` if it would be too long, or the families differ.
-fn echo(kind: Echo, from: IpAddr, to: IpAddr, numbers: [u16; 2], payload: &[u8]) -> Option<Vec<u8>> {
+/// The datagram of an echo request; `None` if it would be too long, or the families differ.
+fn echo_request(from: IpAddr, to: IpAddr, numbers: [u16; 2], payload: &[u8]) -> Option<Vec<u8>> {
     let protocol = if from.is_ipv4() { IpProtocol::Icmp } else { IpProtocol::Icmpv6 };
-    let kind = match (kind, from.is_ipv4()) {
-        (Echo::Request, true) => 8,
-        (Echo::Reply, true) => 0,
-        (Echo::Request, false) => 128,
-        (Echo::Reply, false) => 129,
-    };
+    let kind = if from.is_ipv4() { 8 } else { 128 };
     let len = payload.len().saturating_add(ECHO_HEADER);
     let mut bytes = header(from, to, protocol, len)?;
     let at = bytes.len().checked_sub(len)?;

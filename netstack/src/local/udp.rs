@@ -15,7 +15,7 @@ pub(super) use super::sockets::{overlap, takes_any};
 use super::{EPHEMERAL_TRIES, Local, LocalError};
 use crate::drop_reason::DropReason;
 use crate::packet::Packet;
-use crate::reject::header;
+use crate::reject::{has_jumbo_length, header};
 use crate::route::is_own;
 use crate::stack::{LocalSendError, Stack};
 
@@ -160,13 +160,19 @@ impl Stack {
     /// Hands a datagram to its socket, or to the echo service. `group`: its destination is a broadcast or multicast address.
     pub(crate) fn feed_udp(&mut self, packet: &Packet, group: bool, now: Instant) -> Result<(), DropReason> {
         let l4 = packet.parsed().l4(packet.bytes());
-        let datagram = UdpPacket::new_checked(l4).map_err(|_| DropReason::LocalMalformed)?;
-        let (from, to) = ((packet.src(), datagram.src_port()), packet.dst());
-        if self.local.datagrams.udp.is_reserved(datagram.dst_port()) {
+        let [s1, s0, d1, d0, _, _, _, _, rest @ ..] = l4 else { return Err(DropReason::LocalMalformed) };
+        let payload = match UdpPacket::new_checked(l4) {
+            Ok(datagram) => datagram.payload(),
+            Err(_) if has_jumbo_length(l4) => rest,
+            Err(_) => return Err(DropReason::LocalMalformed),
+        };
+        let port = u16::from_be_bytes([*d1, *d0]);
+        let (from, to) = ((packet.src(), u16::from_be_bytes([*s1, *s0])), packet.dst());
+        if self.local.datagrams.udp.is_reserved(port) {
             let answer_from = if group { self.routes.source_for(&self.links, packet.src()) } else { Some(to) };
             let answer = answer_from
                 .filter(|_| is_answerable(from))
-                .and_then(|own| udp_datagram((own, datagram.dst_port()).into(), from.into(), datagram.payload()));
+                .and_then(|own| udp_datagram((own, port).into(), from.into(), payload));
             if let Some(answer) = answer {
                 let answer = self.identified(answer);
                 // An answer has no sender who could be told of its drop; the drop is counted.
@@ -174,10 +180,10 @@ impl Stack {
             }
             return Ok(());
         }
-        let Some(socket) = self.local.datagrams.udp.find(to, datagram.dst_port(), from) else {
+        let Some(socket) = self.local.datagrams.udp.find(to, port, from) else {
             return Err(if group { DropReason::NoListener } else { DropReason::PortUnreachable });
         };
-        let payload = datagram.payload().to_vec();
+        let payload = payload.to_vec();
         let arrival = Arrival { from: from.0, number: from.1, to, hop_limit: packet.parsed().ttl, payload };
         let kept = self.local.datagrams.udp.push(socket, arrival);
         if kept { Ok(()) } else { Err(DropReason::SocketBufferFull) }

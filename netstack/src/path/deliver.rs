@@ -1,16 +1,18 @@
 //! To this host: INPUT, then the local stack.
 
-use hibernet_conntrack::proto;
+use hibernet_conntrack::{Attachment, proto};
 use hibernet_snapshot::Instant;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{TcpPacket, TcpRepr};
 
 use crate::drop_reason::DropReason;
 use crate::hook::Hook;
-use crate::icmp::{IcmpError, timestamp_reply};
+use crate::icmp::IcmpError;
 use crate::local::{Ends, Fed, Segment};
 use crate::packet::Packet;
+use crate::ping::{is_echo_request, reply};
 use crate::reject::{Reset, transport_checksum_holds};
+use crate::route::{WayBack, is_anycast};
 use crate::stack::Stack;
 use crate::stats::count;
 
@@ -47,6 +49,8 @@ impl Stack {
             PIM => self.drop_packet(DropReason::NoListener, &packet),
             _ if group => self.drop_packet(DropReason::NoListener, &packet),
             _ if !packet.parsed().has_l4 => self.drop_packet(DropReason::LocalMalformed, &packet),
+            // The protocol is known, but nobody can listen.
+            proto::UDP_LITE => self.refuse_datagram(packet),
             _ => {
                 self.drop_packet(DropReason::ProtocolUnreachable, &packet);
                 self.answer_icmp(IcmpError::Protocol, &packet);
@@ -55,11 +59,19 @@ impl Stack {
     }
 
     fn deliver_udp(&mut self, packet: Packet, group: bool, now: Instant) {
-        let Err(reason) = self.feed_udp(&packet, group, now) else { return };
-        self.drop_packet(reason, &packet);
-        if reason == DropReason::PortUnreachable {
-            self.answer_icmp(IcmpError::Port, &packet);
+        match self.feed_udp(&packet, group, now) {
+            Ok(()) => {}
+            Err(DropReason::PortUnreachable) => self.refuse_datagram(packet),
+            Err(reason) => self.drop_packet(reason, &packet),
         }
+    }
+
+    /// The answer of a closed port. Unlike those on the way it is tracked like any packet of this host: in a zone of its own
+    /// the datagram's flow is not found by it.
+    fn refuse_datagram(&mut self, mut packet: Packet) {
+        self.drop_packet(DropReason::PortUnreachable, &packet);
+        packet.attachment = Attachment::default();
+        self.answer_icmp(IcmpError::Port, &packet);
     }
 
     fn deliver_tcp(&mut self, packet: Packet, segment: Segment, now: Instant) {
@@ -81,9 +93,14 @@ impl Stack {
         let reset = reset.and_then(|reset| reset.with_tos_of(packet.bytes()).datagram());
         match reset {
             Some(datagram) => {
+                let link = match self.routes.way_back(packet.iif, packet.src(), false) {
+                    WayBack::Routed => None,
+                    WayBack::On(link) => Some(link),
+                    WayBack::Nowhere => return count(&mut self.stats.errors_suppressed),
+                };
                 count(&mut self.stats.errors_sent);
                 // Its sender is this host; the drop of a reset is counted.
-                let _outcome = self.originate(datagram, now);
+                let _outcome = self.originate_on(datagram, link, now);
             }
             None => count(&mut self.stats.errors_suppressed),
         }
@@ -91,24 +108,39 @@ impl Stack {
 
     /// Echo and timestamp requests are answered; errors and echo replies go to the sockets that wait for them.
     fn deliver_icmp(&mut self, packet: Packet, group: bool, now: Instant) {
-        let id = u16::try_from(self.next_ip_id() & 0xffff).unwrap_or(0);
-        if !group && let Some(reply) = timestamp_reply(packet.bytes(), packet.parsed(), packet.dst(), id) {
-            // Its sender is this host; the drop of an answer is counted.
-            let _outcome = self.originate(reply, now);
-            return;
-        }
         match (packet.parsed().proto, packet.parsed().l4(packet.bytes()).first()) {
-            (proto::ICMP, Some(&ECHO_REQUEST)) if group => self.drop_packet(DropReason::EchoBroadcast, &packet),
-            (proto::ICMP, Some(&ECHO_REQUEST)) | (proto::ICMPV6, Some(&ECHO_REQUEST_V6)) => {
-                self.answer_echo(&packet, group, now);
-            }
             (proto::ICMP, Some(&ECHO_REPLY)) | (proto::ICMPV6, Some(&ECHO_REPLY_V6)) if !group => {
                 if let Err(reason) = self.local.feed_echo_reply(&packet) {
                     self.drop_packet(reason, &packet);
                 }
+                return;
             }
-            (proto::ICMP | proto::ICMPV6, Some(_)) if !group => self.local.heed_icmp_error(&packet),
+            _ if !group => self.local.heed_icmp_error(&packet),
             _ => {}
+        }
+        let is_echo = is_echo_request(packet.bytes(), packet.parsed());
+        if group && packet.dst().is_ipv4() {
+            if is_echo {
+                self.drop_packet(DropReason::EchoBroadcast, &packet);
+            }
+            return;
+        }
+        // Of a packet to a group or to anybody the asker does not know who answers: the answer comes from its link.
+        let to_any = group || is_anycast(&self.links, packet.dst());
+        let link = match self.routes.way_back(packet.iif, packet.src(), to_any) {
+            WayBack::Routed => None,
+            WayBack::On(link) => Some(link),
+            WayBack::Nowhere => return count(&mut self.stats.errors_suppressed),
+        };
+        let source = match to_any {
+            true => self.routes.error_source(&self.links, packet.iif, packet.src()),
+            false => Some(packet.dst()),
+        };
+        let Some(source) = source else { return };
+        let id = u16::try_from(self.next_ip_id() & 0xffff).unwrap_or(0);
+        if let Some(answer) = reply(packet.bytes(), packet.parsed(), source, id) {
+            // Its sender is this host; the drop of an answer is counted.
+            let _outcome = self.originate_on(answer, link, now);
         }
     }
 }
@@ -134,9 +166,7 @@ pub(super) fn plain(packet: &Packet) -> Vec<u8> {
 const IGMP: u8 = 2;
 /// Protocol number of multicast routing (RFC 7761).
 const PIM: u8 = 103;
-/// Types of echo messages (RFC 792).
-const ECHO_REQUEST: u8 = 8;
+/// Type of an echo reply (RFC 792).
 const ECHO_REPLY: u8 = 0;
-/// Types of echo messages of ICMPv6 (RFC 4443).
-const ECHO_REQUEST_V6: u8 = 128;
+/// Type of an echo reply of ICMPv6 (RFC 4443).
 const ECHO_REPLY_V6: u8 = 129;

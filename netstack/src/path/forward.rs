@@ -8,16 +8,21 @@ use crate::drop_reason::DropReason;
 use crate::hook::Hook;
 use crate::icmp::IcmpError;
 use crate::packet::Packet;
-use crate::route::NextHop;
+use crate::route::{NextHop, is_link_local};
 use crate::stack::Stack;
 use crate::stats::count;
 
 impl Stack {
-    /// Sends a packet that came in on its way. In the kernel's order: time to live, size, FORWARD.
+    /// Sends a packet that came in on its way. In the kernel's order: time to live, scope, size, FORWARD.
     pub(super) fn forward(&mut self, mut packet: Packet, hop: NextHop, now: Instant) {
         if packet.parsed().ttl <= 1 {
             self.drop_packet(DropReason::TimeToLive, &packet);
             self.answer_icmp(IcmpError::TimeExceeded, &packet);
+            return;
+        }
+        if is_link_local(packet.src()) && packet.iif != Some(hop.link) {
+            self.drop_packet(DropReason::Scope, &packet);
+            self.answer_icmp(IcmpError::Scope, &packet);
             return;
         }
         let mtu = self.links.mtu(hop.link);

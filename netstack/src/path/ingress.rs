@@ -1,7 +1,5 @@
 //! From a link to the routing decision.
 
-use core::net::IpAddr;
-
 use hibernet_snapshot::Instant;
 
 use crate::drop_reason::DropReason;
@@ -22,7 +20,7 @@ impl Stack {
         };
         match packet {
             // No hook of the kernel sees these: IPv6 input drops them.
-            Ok(packet) if is_loopback_v6(packet.src()) || is_loopback_v6(packet.dst()) => {
+            Ok(packet) if packet.parsed().is_confined_to_loopback() => {
                 self.drop_packet(DropReason::Martian, &packet);
             }
             Ok(packet) => self.receive(packet, now),
@@ -48,8 +46,4 @@ impl Stack {
             Decision::Drop(reason) => self.drop_packet(reason, &packet),
         }
     }
-}
-
-fn is_loopback_v6(addr: IpAddr) -> bool {
-    addr.is_ipv6() && addr.is_loopback()
 }

@@ -20,6 +20,7 @@ use crate::icmp::{self, IcmpError};
 use crate::link::LinkId;
 use crate::packet::{Packet, Verdict};
 use crate::reject::{RejectWith, Reset, may_be_rejected_with_icmp};
+use crate::route::WayBack;
 use crate::stack::{Stack, Work};
 use crate::stats::count;
 
@@ -146,7 +147,7 @@ impl Stack {
         let (src, dst) = (packet.src(), packet.dst());
         let source = match self.sink.is_some() || crate::route::is_own(&self.links, dst) {
             true => dst,
-            false => self.routes.source_for(&self.links, src)?,
+            false => self.routes.error_source(&self.links, packet.iif, src)?,
         };
         let id = self.next_ip_id();
         icmp::error(packet.bytes(), packet.parsed(), error, source, u16::try_from(id & 0xffff).unwrap_or(0))
@@ -160,6 +161,11 @@ impl Stack {
     fn queue_answer(&mut self, answer: Option<Vec<u8>>, packet: &Packet) {
         match answer.and_then(|bytes| Packet::originated(bytes).ok()) {
             Some(mut answer) => {
+                match self.routes.way_back(packet.iif, packet.src(), false) {
+                    WayBack::Routed => {}
+                    WayBack::On(link) => answer.oif = Some(link),
+                    WayBack::Nowhere => return count(&mut self.stats.errors_suppressed),
+                }
                 answer.attachment = packet.attachment().related_reply();
                 count(&mut self.stats.errors_sent);
                 count(&mut self.stats.originated);

@@ -24,21 +24,35 @@ impl Stack {
 
     /// OUTPUT and POSTROUTING for a datagram made here, at once, so that its sender learns of a drop.
     pub(crate) fn originate(&mut self, datagram: Vec<u8>, now: Instant) -> Result<(), LocalSendError> {
+        self.originate_on(datagram, None, now)
+    }
+
+    /// The same for a datagram that leaves by a link of its sender's choice, if it has one.
+    pub(crate) fn originate_on(
+        &mut self,
+        datagram: Vec<u8>,
+        link: Option<LinkId>,
+        now: Instant,
+    ) -> Result<(), LocalSendError> {
         let len = datagram.len();
-        let packet = Packet::originated(datagram).map_err(|reason| {
+        let mut packet = Packet::originated(datagram).map_err(|reason| {
             self.drop_unread(reason, None, len);
             LocalSendError::from(reason)
         })?;
         count(&mut self.stats.originated);
+        packet.oif = link;
         match self.send(packet, now) {
             Ok(()) | Err(None) => Ok(()),
             Err(Some(reason)) => Err(reason.into()),
         }
     }
 
-    /// A packet made here: to its link by its destination, and again where OUTPUT has changed the destination.
+    /// A packet made here: to its link by its destination, if that is not settled, and again where OUTPUT has changed the
+    /// destination.
     pub(crate) fn send(&mut self, mut packet: Packet, now: Instant) -> Result<(), Ended> {
-        packet.oif = Some(self.way_out(&packet)?);
+        if packet.oif.is_none() {
+            packet.oif = Some(self.way_out(&packet)?);
+        }
         let dst = packet.dst();
         let mut packet = self.run_hook(Hook::Output, packet, now)?;
         if packet.dst() != dst {

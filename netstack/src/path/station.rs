@@ -13,6 +13,7 @@ use crate::hook::Hook;
 use crate::link::LinkId;
 use crate::packet::{Keeper, Packet, Verdict};
 use crate::rules::{Action, NatTarget};
+use crate::source;
 use crate::stack::Stack;
 
 impl Stack {
@@ -102,15 +103,19 @@ impl Stack {
         let one = |addr: IpAddr| Some((addr, addr));
         Some(match action {
             Action::Masquerade(target) => {
-                let address =
-                    if self.sink.is_some() { packet.src() } else { self.address_on(packet.oif?, packet.dst())? };
+                let address = match self.sink {
+                    Some(_) => packet.src(),
+                    None => self.routes.masqueraded(&self.links, packet.oif?, packet.dst())?,
+                };
                 target.range(one(address), true)
             }
             // A host behind the hooks keeps its addresses to itself.
             Action::Redirect(target) if self.sink.is_some() => target.range(one(packet.dst()), false),
             Action::Redirect(target) => {
                 let address = match (hook, packet.iif, packet.dst()) {
-                    (Hook::Prerouting, Some(iif), dst) if iif != LinkId::LOOPBACK => self.address_on(iif, dst)?,
+                    (Hook::Prerouting, Some(iif), dst) if iif != LinkId::LOOPBACK => {
+                        source::redirected(&self.links, iif, dst)?
+                    }
                     (_, _, IpAddr::V4(_)) => IpAddr::V4(Ipv4Addr::LOCALHOST),
                     (_, _, IpAddr::V6(_)) => IpAddr::V6(Ipv6Addr::LOCALHOST),
                 };
@@ -119,12 +124,5 @@ impl Stack {
             Action::Snat(target) | Action::Dnat(target) => target.range(None, false),
             _ => NatTarget::default().range(None, false),
         })
-    }
-
-    /// The address a link has for talking to `dst`: one whose network holds it, else the first of the family.
-    fn address_on(&self, link: LinkId, dst: IpAddr) -> Option<IpAddr> {
-        let addrs = &self.links.link(link)?.addrs;
-        let fits = |cidr: &&crate::Cidr| cidr.addr().is_ipv4() == dst.is_ipv4();
-        addrs.iter().filter(fits).find(|cidr| cidr.contains(dst)).or_else(|| addrs.iter().find(fits)).map(|c| c.addr())
     }
 }

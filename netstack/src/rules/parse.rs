@@ -460,13 +460,14 @@ enum NumberOrText {
     Text(String),
 }
 
-const PROTOCOLS: [(&str, u8); 6] = [
+const PROTOCOLS: [(&str, u8); 7] = [
     ("icmp", proto::ICMP),
     ("tcp", proto::TCP),
     ("udp", proto::UDP),
     ("gre", proto::GRE),
     ("icmp6", proto::ICMPV6),
     ("sctp", proto::SCTP),
+    ("udplite", proto::UDP_LITE),
 ];
 
 #[cfg(test)]

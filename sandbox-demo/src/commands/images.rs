@@ -223,6 +223,7 @@ fn protocol_name(number: u8) -> String {
         proto::GRE => "gre".to_owned(),
         proto::ICMPV6 => "icmpv6".to_owned(),
         proto::SCTP => "sctp".to_owned(),
+        proto::UDP_LITE => "udplite".to_owned(),
         other => format!("protocol {other}"),
     }
 }

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use anyhow::Context;
 use hibernet_conntrack::Config as ConntrackConfig;
+use hibernet_conntrack::EarlyDrop;
 use hibernet_conntrack::Sysctls;
+use hibernet_netstack::FragmentLimits;
 use hibernet_netstack::LinkConfig;
 use hibernet_netstack::LocalServices;
 use hibernet_netstack::Route;
@@ -27,12 +29,18 @@ pub(crate) struct GatewayConfig {
     /// Routes beyond the links' own networks.
     #[serde(default)]
     pub(crate) routes: Vec<Route>,
-    /// Conntrack's settings by the kernel's names.
+    /// Settings by the kernel's names: `nf_conntrack_*`, and `net.ipv4.ipfrag_*`.
     #[serde(default)]
     pub(crate) sysctls: BTreeMap<String, Value>,
     /// Most flows the table can ever hold.
     #[serde(default = "default_capacity")]
     pub(crate) capacity: u32,
+    /// Who makes room in a full table: `"lru"` (the oldest flow that is not assured), `"kernel"` (as Linux does) or `"off"`.
+    #[serde(default)]
+    pub(crate) early_drop: EarlyDrop,
+    /// Most half-open TCP flows of one source, 0 for no limit.
+    #[serde(default)]
+    pub(crate) half_open_limit: u32,
     /// `{"policy": {chain: policy}, "rules": [{"chain", "match", "action"}, ..]}`; closed if missing.
     #[serde(default)]
     pub(crate) rules: Ruleset,
@@ -61,16 +69,24 @@ impl GatewayConfig {
 
     /// The stack this describes.
     pub(super) fn stack_config(&self) -> anyhow::Result<StackConfig> {
-        let mut sysctls = Sysctls::default();
+        let (mut sysctls, mut fragments) = (Sysctls::default(), FragmentLimits::default());
         for (name, value) in &self.sysctls {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            sysctls.set(name, &text).with_context(|| format!("sysctl {name} = {text}"))?;
+            let is_reassembly = name.starts_with("net.ipv4.");
+            let set = if is_reassembly { fragments.set(name, &text) } else { sysctls.set(name, &text) };
+            set.with_context(|| format!("sysctl {name} = {text}"))?;
         }
         Ok(StackConfig {
             links: self.links.clone(),
             routes: self.routes.clone(),
             rules: self.rules.clone(),
-            conntrack: ConntrackConfig { sysctls, capacity: self.capacity, ..ConntrackConfig::default() },
+            conntrack: ConntrackConfig {
+                sysctls,
+                capacity: self.capacity,
+                early_drop: self.early_drop,
+                half_open_limit: self.half_open_limit,
+            },
+            fragments,
             services: LocalServices { udp_echo: self.udp_echo, tcp_echo: self.tcp_echo },
             ..StackConfig::default()
         })
@@ -91,6 +107,22 @@ mod tests {
             serde_json::from_str(include_str!("../../example-gateway.json")).expect("it parses");
         config.stack_config().expect("it means something");
         assert_eq!(config.links.len(), 2);
+    }
+
+    #[test]
+    fn who_makes_room_and_how_many_may_be_half_open_can_be_said() {
+        let text = r#"{"links": [], "early_drop": "kernel", "half_open_limit": 9,
+                       "sysctls": {"net.ipv4.ipfrag_time": 7, "nf_conntrack_max": 100}}"#;
+        let config: GatewayConfig = serde_json::from_str(text).expect("it parses");
+        let stack = config.stack_config().expect("it means something");
+        assert_eq!((stack.conntrack.early_drop, stack.conntrack.half_open_limit), (EarlyDrop::Kernel, 9));
+        assert_eq!((stack.fragments.ipfrag_time, stack.conntrack.sysctls.max), (7, 100));
+
+        let config: GatewayConfig = serde_json::from_str(r#"{"links": []}"#).expect("it parses");
+        let stack = config.stack_config().expect("it means something");
+        assert_eq!((stack.conntrack.early_drop, stack.conntrack.half_open_limit), (EarlyDrop::Lru, 0));
+        let error = serde_json::from_str::<GatewayConfig>(r#"{"links": [], "early_drop": "no"}"#).expect_err("a typo");
+        assert!(error.to_string().contains("`off`, `lru`, `kernel`"), "{error}");
     }
 
     #[test]

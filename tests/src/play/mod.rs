@@ -175,7 +175,7 @@ impl<'a> Player<'a> {
         if step.nft.is_some() {
             bail!("raw nft text is not supported: say it with add_rules");
         }
-        for (name, value) in setup::conntrack_sysctls(&step.sysctl)? {
+        for (name, value) in setup::stack_sysctls(&step.sysctl)? {
             self.stack.set_sysctl(&name, &value)?;
         }
         for rule in &step.add_rules {

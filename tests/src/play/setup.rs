@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 use hibernet_conntrack::{EarlyDrop, Sysctls};
-use hibernet_netstack::{Cidr, LinkConfig, Route, StackConfig};
+use hibernet_netstack::{Cidr, FragmentLimits, LinkConfig, Route, StackConfig};
 
 use super::rules;
 use crate::scenario::{Link, Net, Scenario, Setting};
@@ -17,10 +17,12 @@ pub(super) fn stack(scenario: &Scenario) -> Result<StackConfig> {
     for (name, value) in [("nf_conntrack_max", limit.as_str()), ("nf_conntrack_acct", "1")] {
         sysctls.set(name, value)?;
     }
-    for (name, value) in
-        conntrack_sysctls(&scenario.global_sysctl)?.into_iter().chain(conntrack_sysctls(&scenario.sysctl)?)
-    {
-        sysctls.set(&name, &value)?;
+    let mut fragments = FragmentLimits::default();
+    for (name, value) in stack_sysctls(&global(scenario)?)?.into_iter().chain(stack_sysctls(&scenario.sysctl)?) {
+        match name.starts_with(REASSEMBLY) {
+            true => fragments.set(&name, &value)?,
+            false => sysctls.set(&name, &value)?,
+        }
     }
     let conntrack = hibernet_conntrack::Config {
         sysctls,
@@ -33,6 +35,7 @@ pub(super) fn stack(scenario: &Scenario) -> Result<StackConfig> {
         routes: routes(&scenario.net)?,
         rules: rules::rule_set(scenario)?,
         conntrack,
+        fragments,
         ..StackConfig::default()
     })
 }
@@ -77,12 +80,21 @@ fn route(line: &str, links: &[LinkConfig]) -> Result<Route> {
     Ok(Route { destination, via, link })
 }
 
-/// Splits sysctls into those of conntrack, by name without their path, and those of the host.
-pub(super) fn conntrack_sysctls(settings: &BTreeMap<String, Setting>) -> Result<Vec<(String, String)>> {
+/// The sysctls that are for all namespaces: there are but two.
+fn global(scenario: &Scenario) -> Result<BTreeMap<String, Setting>> {
+    let settings = scenario.global_sysctl.clone();
+    match settings.keys().find(|name| !GLOBAL_SYSCTLS.contains(&name.as_str())) {
+        None => Ok(settings),
+        Some(name) => bail!("global_sysctl {name:?}: expected one of {}", GLOBAL_SYSCTLS.join(", ")),
+    }
+}
+
+/// The sysctls that the stack has, those of conntrack by name without their path. Those of the host must be as they are.
+pub(super) fn stack_sysctls(settings: &BTreeMap<String, Setting>) -> Result<Vec<(String, String)>> {
     let mut ours = Vec::new();
     for (name, value) in settings {
         let (short, value) = (name.strip_prefix("net.netfilter.").unwrap_or(name), value.to_string());
-        if !short.contains('.') {
+        if !short.contains('.') || short.starts_with(REASSEMBLY) {
             ours.push((short.to_owned(), value));
             continue;
         }
@@ -93,6 +105,9 @@ pub(super) fn conntrack_sysctls(settings: &BTreeMap<String, Setting>) -> Result<
     Ok(ours)
 }
 
+/// Settings of IPv4's reassembly.
+const REASSEMBLY: &str = "net.ipv4.ipfrag_";
+const GLOBAL_SYSCTLS: [&str; 2] = ["nf_conntrack_max", "nf_conntrack_buckets"];
 /// Settings of the host that the stack always has.
 const HOST_SYSCTLS: [(&str, &str); 10] = [
     ("net.ipv4.ip_forward", "1"),

@@ -16,7 +16,7 @@ fn entry(flow: &FlowRecord) -> Entry {
     let Zone { id, orig_only } = *zone;
     let shared = (id != 0 && !orig_only).then_some(id);
     let directed = (id != 0 && orig_only).then_some(id);
-    let by_direction = |[orig, reply]: [u64; 2]| ByDirection { orig, reply };
+    let by_direction = |[orig, reply]: [u64; 2]| counters.are_kept().then_some(ByDirection { orig, reply });
     Entry {
         orig: TupleRecord { zone: directed, ..tuple(orig) },
         reply: tuple(reply),
@@ -96,4 +96,4 @@ const STATUS_NAMES: [(Status, &str); 9] = [
     (Status::NAT_CLASH, "NAT_CLASH"),
 ];
 
-const PROTOCOLS_WITH_PORTS: [u8; 4] = [proto::TCP, proto::UDP, proto::GRE, proto::SCTP];
+const PROTOCOLS_WITH_PORTS: [u8; 5] = [proto::TCP, proto::UDP, proto::GRE, proto::SCTP, proto::UDP_LITE];

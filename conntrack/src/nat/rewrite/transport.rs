@@ -42,14 +42,17 @@ pub(super) fn translate(
 ) -> Result<(), Malformed> {
     let found = bytes.len();
     let header = bytes.get_mut(start..).ok_or(Malformed::Truncated { needed: start, found })?;
-    let is_known =
-        matches!(place.protocol, proto::TCP | proto::UDP | proto::SCTP | proto::ICMP | proto::ICMPV6 | proto::GRE);
+    let is_known = matches!(
+        place.protocol,
+        proto::TCP | proto::UDP | proto::SCTP | proto::UDP_LITE | proto::ICMP | proto::ICMPV6 | proto::GRE
+    );
     if is_known && header.len() < GUARANTEED {
         return Err(Malformed::Truncated { needed: start.saturating_add(GUARANTEED), found });
     }
     match place.protocol {
         proto::TCP => tcp(header, &port, pseudo_header, change),
-        proto::UDP => udp(header, &port, pseudo_header, change),
+        proto::UDP => udp(header, &port, true, pseudo_header, change),
+        proto::UDP_LITE => udp(header, &port, false, pseudo_header, change),
         proto::SCTP => sctp(header, &port, place.whole, change),
         proto::ICMP => {
             let is_query = matches!(header.first(), Some(0 | 8 | 13..=18));
@@ -71,10 +74,17 @@ fn tcp(header: &mut [u8], port: &Port, mut covered: Difference, change: &mut Dif
     difference::update(header, TCP_CHECKSUM, covered, change)
 }
 
-fn udp(header: &mut [u8], port: &Port, mut covered: Difference, change: &mut Difference) -> Result<(), Malformed> {
+/// UDP and UDP-Lite. `optional`: a checksum of zero means that there is none.
+fn udp(
+    header: &mut [u8],
+    port: &Port,
+    optional: bool,
+    mut covered: Difference,
+    change: &mut Difference,
+) -> Result<(), Malformed> {
     change_port(header, port, &mut covered, change)?;
     match difference::read(header, UDP_CHECKSUM)? {
-        0 => Ok(()),
+        0 if optional => Ok(()),
         old => {
             let new = match covered.applied_to(old) {
                 0 => 0xffff,
