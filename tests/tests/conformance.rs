@@ -7,7 +7,7 @@ use std::process::Command;
 use hibernet_tests::check::{Verdict, differences_by_restores};
 use hibernet_tests::corpus::{answers_of, scenarios};
 use hibernet_tests::play::{Between, play};
-use hibernet_tests::scenario::{Local, LocalOp, Scenario};
+use hibernet_tests::scenario::Scenario;
 
 /// Scenarios that the stack plays as the kernel did, one name a line.
 const PASSING: &str = include_str!("../scenarios/passing.txt");
@@ -59,7 +59,7 @@ fn a_restore_under_new_keys_after_every_step_shows_in_nothing() {
     let listed = listed();
     for path in scenarios().unwrap() {
         let scenario = Scenario::load(&path).unwrap();
-        if !listed.contains(&scenario.name) || opens_local_tcp(&scenario) {
+        if !listed.contains(&scenario.name) {
             continue;
         }
         let restored = play(&scenario, Between::Restore);
@@ -71,14 +71,6 @@ fn a_restore_under_new_keys_after_every_step_shows_in_nothing() {
         let verdict = Verdict::of(&path, &scenario, &restored).unwrap();
         assert_eq!(verdict.first_fault(false), None, "{}", scenario.name);
     }
-}
-
-fn opens_local_tcp(scenario: &Scenario) -> bool {
-    let sends_tcp = |local: &Local| {
-        local.op == LocalOp::TcpConnect || local.pkt.as_ref().is_some_and(|packet| packet.starts_with("tcp "))
-    };
-    scenario.listen.iter().any(|socket| socket.proto == "tcp")
-        || scenario.steps.iter().filter_map(|step| step.local.as_ref()).any(sends_tcp)
 }
 
 #[test]

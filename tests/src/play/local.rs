@@ -23,12 +23,6 @@ pub(super) fn listen(stack: &mut Stack, sockets: &[Listen]) -> Result<()> {
     Ok(())
 }
 
-/// Opens anew, after a restore, what is the embedder's to open: the TCP listeners. UDP sockets have come back.
-pub(super) fn reopen(stack: &mut Stack, listeners: &[Listen]) -> Result<()> {
-    let tcp: Vec<Listen> = listeners.iter().filter(|listener| listener.proto == "tcp").cloned().collect();
-    listen(stack, &tcp)
-}
-
 /// Lets a local socket send; gives the name of the error that it gets. Its socket stays open.
 pub(super) fn send(
     stack: &mut Stack,

@@ -264,6 +264,7 @@ impl Scratch {
         }
         // Long ago, so that the answer does not count against the answers the socket may give from now on.
         let then = self.at.min(clock(self.now)) - smoltcp::time::Duration::from_secs(2);
+        let then = then.max(smoltcp::time::Instant::ZERO);
         let unsent = TcpRepr {
             seq_number: number(image.rcv_nxt()),
             ack_number: Some(number(led.first.plus(FAR))),
