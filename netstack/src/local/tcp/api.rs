@@ -70,9 +70,8 @@ impl Stack {
     ) -> Result<TcpStream, LocalError> {
         self.tell(now);
         options.check()?;
-        let most = self.local.tcp.most;
-        if self.local.tcp.live.len() >= most {
-            return Err(LocalError::TooMany { most });
+        if !self.local.tcp.has_room(&options) {
+            return Err(LocalError::TooMany { most: self.local.tcp.most });
         }
         if remote.port() == 0 || from.is_some_and(|from| from.port() == 0) {
             return Err(LocalError::PortZero);

@@ -135,8 +135,8 @@ impl Connections {
         let Some(Handshake { syn, .. }) = self.handshake(&ends, datagram, now) else { return Ok(false) };
         let Some(head) = Head::read(datagram) else { return Ok(false) };
         let Some(Proven { iss, .. }) = self.prove(&ends, &head, now) else { return Ok(false) };
-        let full = self.live.len() >= self.most;
-        let Some(listener) = self.listeners.get_mut(&id).filter(|listener| !full && !listener.is_full()) else {
+        let room = self.listeners.get(&id).is_some_and(|listener| self.has_room(&listener.options.stream));
+        let Some(listener) = self.listeners.get_mut(&id).filter(|listener| room && !listener.is_full()) else {
             return Err(DropReason::LocalBacklogFull);
         };
         listener.half_open = listener.half_open.saturating_add(1);

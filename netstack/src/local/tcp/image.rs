@@ -10,6 +10,7 @@ use hibernet_snapshot::{Instant, Invalid, Snapshot};
 
 use super::connection::{Connection, Owner, Wait, has_peer_fin, micros};
 use super::cookie::{Cookies, PERIOD};
+use super::options::MOST_MEMORY;
 use super::segment::{Ends, Offers};
 use super::seq::Seq;
 use super::shim::{Clock, RECENT_FOR};
@@ -170,6 +171,7 @@ impl Connections {
             next_stream,
             next_listener,
             most: _,
+            memory: _,
             keys: _,
             cookies,
         } = self;
@@ -337,6 +339,10 @@ impl StreamImage {
 
 fn sound(section: &TcpSection) -> Result<(), Invalid> {
     let TcpSection { next_stream, next_listener, listeners, streams, ended, cookies } = section;
+    let memory = streams.values().fold(0_u64, |sum, stream| sum.saturating_add(stream.options.memory()));
+    if memory > MOST_MEMORY {
+        return Err(Invalid::new("streams", format!("buffers of {memory} bytes"), format!("{MOST_MEMORY} at most")));
+    }
     let mut ends = BTreeSet::new();
     for (at, (id, stream)) in streams.iter().enumerate() {
         let place = |invalid: Invalid| invalid.at(at).within("streams");

@@ -31,6 +31,7 @@ use self::connection::{Connection, Owner};
 use self::cookie::Cookies;
 pub(crate) use self::image::{StreamReset, TcpSection};
 use self::listener::Listener;
+use self::options::MOST_MEMORY;
 pub use self::options::{Congestion, ListenOptions, StreamOptions};
 pub(crate) use self::rebuild::Rebuilt;
 pub(crate) use self::segment::Ends;
@@ -110,6 +111,8 @@ pub(super) struct Connections {
     next_stream: u64,
     next_listener: u64,
     most: usize,
+    /// Bytes the buffers of all connections take.
+    memory: u64,
     keys: WireChoices,
     cookies: Cookies,
 }
@@ -133,6 +136,7 @@ impl Connections {
             next_stream: 0,
             next_listener: ECHO.0.saturating_add(1),
             most: 0,
+            memory: 0,
             keys,
             cookies: Cookies::default(),
         }
@@ -186,10 +190,12 @@ impl Connections {
     /// Opens a connection for a SYN. `floor`: its numbers start behind this one.
     fn accept(&mut self, ends: Ends, datagram: Vec<u8>, floor: Option<Seq>, now: Instant) -> Result<Fed, DropReason> {
         let Some(id) = self.listener(ends.local) else { return Err(DropReason::NoConnection) };
-        let full = self.live.len() >= self.most;
-        let Some(listener) = self.listeners.get_mut(&id).filter(|listener| !full && listener.has_place()) else {
+        let Some(listener) = self.listeners.get(&id).filter(|listener| listener.has_place()) else {
             return Err(DropReason::LocalBacklogFull);
         };
+        if !self.has_room(&listener.options.stream) {
+            return Err(DropReason::LocalBacklogFull);
+        }
         let (owner, options) = (listener.owner, listener.options.stream);
         let mss = self.wire.mss(ends.local.ip());
         let shim = self.shim(&ends, &options, floor, now);
@@ -274,8 +280,14 @@ impl Connections {
         }
     }
 
+    /// Whether there is room for another connection.
+    fn has_room(&self, options: &StreamOptions) -> bool {
+        self.live.len() < self.most && self.memory.saturating_add(options.memory()) <= MOST_MEMORY
+    }
+
     fn insert(&mut self, connection: Connection) -> usize {
         let (stream, ends) = (connection.stream, connection.ends);
+        self.memory = self.memory.saturating_add(connection.options.memory());
         let slot = self.live.insert(connection);
         self.ids.insert(stream, slot);
         let Self { index, live, keys, .. } = self;
@@ -304,6 +316,7 @@ impl Connections {
         self.unfile(slot);
         if let Some(connection) = self.live.try_remove(slot) {
             self.ids.remove(&connection.stream);
+            self.memory = self.memory.saturating_sub(connection.options.memory());
         }
     }
 

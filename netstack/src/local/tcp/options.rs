@@ -107,6 +107,11 @@ impl StreamOptions {
         Ok(())
     }
 
+    /// Bytes both buffers take.
+    pub(super) fn memory(&self) -> u64 {
+        u64::from(self.receive_buffer).saturating_add(self.send_buffer.into())
+    }
+
     /// The size of the receive buffer on a link with segments of `mss` bytes.
     pub(super) fn room(&self, mss: u16) -> u32 {
         if self.receive_buffer == UNSCALED { self.opening_window(mss).into() } else { self.receive_buffer }
@@ -151,6 +156,8 @@ impl From<Congestion> for CongestionControl {
     }
 }
 
+/// Most bytes that the buffers of all connections take together: also a save is bound by it.
+pub(super) const MOST_MEMORY: u64 = 16 << 30;
 const UNSCALED: u32 = 65_536;
 const LEAST_BUFFER: u32 = 2048;
 const MOST_BUFFER: u32 = 64 << 20;

@@ -209,3 +209,32 @@ fn interrogate(connection: &mut Connection) -> Said {
     }
     said
 }
+
+#[test]
+fn an_image_whose_buffers_would_take_too_much_memory_is_refused_before_any_is_taken() {
+    use hibernet_snapshot::Snapshot;
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+
+    use crate::local::tcp::image::{CookiesImage, TcpSection};
+
+    let mut runner = TestRunner::deterministic();
+    let image = images().prop_filter("open", |image| image.state == StreamState::Established);
+    let mut image = image.new_tree(&mut runner).unwrap().current();
+    (image.options.receive_buffer, image.options.send_buffer) = (64 << 20, 64 << 20);
+    let section = |count: u64| {
+        let stream = |id: u64| {
+            let mut image = image.clone();
+            image.remote.1 = 1000 + id as u16;
+            (id, image)
+        };
+        let streams = (0..count).map(stream).collect();
+        let cookies = CookiesImage { period: 0, sent: [0; 2], finished: [0; 2] };
+        let (listeners, ended) = Default::default();
+        TcpSection { next_stream: 1000, next_listener: 1, listeners, streams, ended, cookies }
+    };
+    let restore = |count| TcpSection::restore(section(count).save(), (), &mut Entropy::from_test_seed(1)).map(|_| ());
+    assert_eq!(restore(128), Ok(()));
+    let refused = restore(129).unwrap_err().to_string();
+    assert_eq!(refused, "streams: found buffers of 17314086912 bytes, expected 17179869184 at most");
+}
