@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use hibernet_netstack::Supplied;
 use hibernet_snapshot::Entropy;
 use serde::de::DeserializeOwned;
 
@@ -61,7 +62,7 @@ fn carry(dir: &Path, watch: &Watch) -> anyhow::Result<Carried> {
         let canary = ask(&mut engine, Request::Canary { path: image.clone() })?;
         drop(engine);
 
-        engine = Engine::restored(&image)?;
+        engine = Engine::restored(&image, Supplied::default())?;
         memory.attach(&mut engine)?;
         let list_equal = ask::<ListReply>(&mut engine, Request::List)? == listed;
         let status: StatusReply = ask(&mut engine, Request::Status)?;
