@@ -66,14 +66,14 @@
 //! a [`DropReason`], a counter and an event: there is no other end.
 //!
 //! # Sockets
-//! No call on them blocks. [`UdpSocket`] and [`PingSocket`] are handles that stay valid through a restore, which brings back
-//! what waits in them. [`Stack::udp_wake_on_readable`] takes the waker of an async runtime's task. A program that has
+//! No call on them blocks. [`TcpListener`], [`TcpStream`], [`UdpSocket`] and [`PingSocket`] are handles that stay valid through a
+//! restore, which brings back connections with their peers and what waits in them. [`Stack::tcp_wake_on_read`] and its like
+//! take the waker of an async runtime's task. A program that has
 //! smoltcp's own sockets already puts a [`HookedDevice`] around its device.
 //!
 //! # What it does not do
 //! - **No I/O, clock or randomness**: datagrams, time and [`hibernet_snapshot::Entropy`] are arguments.
 //! - **No Ethernet**: links carry IP datagrams; there is no ARP or neighbour discovery.
-//! - **No live restore of this host's own TCP connections**: they are reset, and reported so. Flows that pass through go on.
 //! - **No multicast routing, no reverse path filter, no source routing, no policy routing**: one table, longest prefix.
 //! - **No sets or maps** in rules, and no rate limits, neither in rules nor for ICMP errors.
 //! - **No `Fork`**: a restore believes that the saved stack is gone.

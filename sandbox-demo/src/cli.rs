@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -7,6 +8,7 @@ use clap::ArgGroup;
 use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
+use hibernet_netstack::Cidr;
 
 use crate::commands;
 use crate::demo;
@@ -16,6 +18,10 @@ use crate::gateway::Start;
 use crate::link::LinkSpec;
 use crate::netns;
 use crate::peers;
+use crate::serve;
+use crate::serve::Place;
+use crate::serve::ServeOptions;
+use crate::serve::ServeStart;
 
 /// Runs the program: 0 if all went well, 1 if something failed, 2 if the command line made no sense.
 pub(crate) fn main() -> ExitCode {
@@ -47,7 +53,8 @@ struct Cli {
 enum Command {
     /// Run the demonstration (the default).
     ///
-    /// It makes its own namespaces, a guest and a world with kernel TCP in both, and a gateway process between them. Under
+    /// It makes its own namespaces, a guest and a world with kernel TCP in both, and a gateway process between them. Four
+    /// fifths of the connections go through the gateway, one fifth ends in its own TCP stack. Under
     /// traffic the gateway is saved, killed with SIGKILL, and a new process restores the image with new keys; then once
     /// more. Two controls follow: the same with an empty table, where the connections must break, and a permissive router.
     /// Exit code 1 if any point fails, and it says which.
@@ -62,7 +69,14 @@ enum Command {
     /// configuration says:
     #[command(after_long_help = EXAMPLE)]
     Run(RunArgs),
-    /// Save a running gateway to a file.
+    /// Run an HTTP and an echo server inside a sandbox's own TCP stack.
+    ///
+    /// The server's sockets are the stack's, not the kernel's: what arrives on the device is for the addresses given here.
+    /// `sandbox-demo save` writes the stack with all open connections and how far each download is; a server started with
+    /// --restore goes on with them under new keys. Clients notice a pause.
+    #[command(after_long_help = SERVE_EXAMPLE)]
+    Serve(ServeArgs),
+    /// Save a running gateway or server to a file.
     ///
     /// The file appears whole or not at all, readable by its owner only. It holds flows, NAT bindings, rules and users'
     /// bytes, but no key. With --hold the gateway stands still afterwards, so that another process can take over from the
@@ -140,6 +154,44 @@ struct RunArgs {
     at: RunPlace,
 }
 
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("stack").required(true).multiple(true))]
+struct ServeArgs {
+    /// The device to serve on: `tun:NAME`, or the name of one for a packet socket (see `run`); `@PATH` behind it names the
+    /// network namespace it is in.
+    #[arg(long, value_name = "DEVICE")]
+    link: LinkSpec,
+    /// An address of the server with its network, such as 10.9.0.2/24. Give it once per address.
+    #[arg(long = "addr", value_name = "CIDR", group = "stack", conflicts_with = "restore")]
+    addrs: Vec<Cidr>,
+    /// Start from this image; addresses, ports and open connections come with it.
+    #[arg(long, value_name = "IMAGE", group = "stack", conflicts_with_all = ["via", "mtu", "http", "echo"])]
+    restore: Option<PathBuf>,
+    /// The router beyond the server's own networks. Give it once per family.
+    #[arg(long, value_name = "ADDRESS")]
+    via: Vec<IpAddr>,
+    /// The device's largest datagram.
+    #[arg(long, value_name = "BYTES", default_value_t = 1500)]
+    mtu: u32,
+    /// Port of the HTTP server.
+    #[arg(long, value_name = "PORT", default_value_t = 80)]
+    http: u16,
+    /// Port of the echo server, TCP and UDP (RFC 862).
+    #[arg(long, value_name = "PORT", default_value_t = 7)]
+    echo: u16,
+    /// The directory whose files are handed out.
+    #[arg(long, value_name = "DIRECTORY", default_value = ".")]
+    root: PathBuf,
+    /// Most connections at once, for each of the two. More wait, and beyond that their SYNs are dropped.
+    #[arg(long, value_name = "NUMBER", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..))]
+    max_connections: u16,
+    /// Pass no traffic until `sandbox-demo resume`.
+    #[arg(long)]
+    hold: bool,
+    #[command(flatten)]
+    control: Control,
+}
+
 /// Where a gateway runs.
 #[derive(Debug, Args)]
 struct RunPlace {
@@ -172,9 +224,10 @@ impl Cli {
             Command::Demo { links } => return demo::demo(links, json),
             Command::Run(RunArgs { config, restore, at }) => {
                 let start = config.map(Start::Fresh).or(restore.map(Start::Restored));
-                at.run(&start.ok_or_else(|| anyhow::anyhow!("give --config or --restore"))?)?;
+                at.run(&start.ok_or_else(|| anyhow::anyhow!("give --config or --restore"))?, json)?;
             }
-            Command::Restore { image, at } => at.run(&Start::Restored(image))?,
+            Command::Serve(args) => serve::serve(args.options(json))?,
+            Command::Restore { image, at } => at.run(&Start::Restored(image), json)?,
             Command::Save { image, hold, control } => commands::save(&control.socket, &image, hold, json)?,
             Command::Resume { control } => commands::resume(&control.socket, json)?,
             Command::List { control } => commands::list(&control.socket, json)?,
@@ -189,11 +242,22 @@ impl Cli {
 }
 
 impl RunPlace {
-    fn run(&self, start: &Start) -> anyhow::Result<()> {
+    fn run(&self, start: &Start, json: bool) -> anyhow::Result<()> {
         if let Some(parent) = self.parent {
             netns::die_with(parent)?;
         }
-        gateway::run(start, &self.links, &self.control.socket, self.hold)
+        gateway::run(start, &self.links, &self.control.socket, self.hold, json)
+    }
+}
+
+impl ServeArgs {
+    fn options(self, json: bool) -> ServeOptions {
+        let Self { link, addrs, restore, via, mtu, http, echo, root, max_connections, hold, control } = self;
+        let start = match restore {
+            Some(image) => ServeStart::Restored(image),
+            None => ServeStart::Fresh(Place { addrs, via, mtu, http, echo }),
+        };
+        ServeOptions { start, link, root, most: max_connections, control: control.socket, hold, json }
     }
 }
 
@@ -204,6 +268,26 @@ const EXAMPLE: &str = concat!(
     "\nLinks are point-to-point IP links: the device must be up and without ARP, its other end must have the same \
      hardware address, and offloads must be off, as the demonstration sets its own up. Use `tun:NAME` otherwise."
 );
+
+const SERVE_EXAMPLE: &str = "\
+An example, as root; the client is the kernel of a namespace:
+
+  ip netns add client
+  ip -n client tuntap add mode tun name box0
+  ip -n client addr add 10.9.0.1/24 dev box0
+  ip -n client addr add fd00:9::1/64 dev box0 nodad
+  ip -n client link set box0 up
+  sandbox-demo serve --link tun:box0@/run/netns/client --addr 10.9.0.2/24 --addr fd00:9::2/64 --root /usr/share &
+  ip netns exec client curl http://10.9.0.2/
+  ip netns exec client curl -g http://[fd00:9::2]/
+
+In the middle of a slow download (`curl --limit-rate 100k -O ..`), the server moves to another process:
+
+  sandbox-demo save --hold state.hib
+  kill -KILL %1
+  sandbox-demo serve --link tun:box0@/run/netns/client --restore state.hib --root /usr/share
+
+The directory must have the same files then; a download whose file has another length is reset.";
 
 #[cfg(test)]
 mod tests {

@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 #![expect(
     clippy::disallowed_methods,
+    clippy::disallowed_types,
     reason = "the list keeps I/O, clocks and sleeping out of the libraries; this crate is where they belong"
 )]
 
@@ -24,6 +25,8 @@ mod netlink;
 mod netns;
 mod offload;
 mod peers;
+mod runtime;
+mod serve;
 mod sys;
 
 use std::process::ExitCode;

@@ -1,4 +1,5 @@
-//! The system calls rustix has no safe face for: packet sockets, their receive ring, device ioctls.
+//! The system calls rustix has no safe face for: packet sockets, their receive ring, device ioctls; and tokio's
+//! wait on a descriptor.
 //!
 //! The only module of the crate with unsafe code. Everything it exports is safe to call with any arguments.
 
@@ -19,12 +20,20 @@ use std::sync::atomic::Ordering;
 use rustix::mm::MapFlags;
 use rustix::mm::ProtFlags;
 use rustix::thread::UnshareFlags;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Moves this process into new namespaces. Only for use before a second thread exists.
 pub(crate) fn unshare(namespaces: UnshareFlags) -> rustix::io::Result<()> {
     // SAFETY: the call is unsafe in rustix for `UnshareFlags::FILES` alone, which could make other threads' file
     // descriptors dangle; the mask removes it.
     unsafe { rustix::thread::unshare_unsafe(namespaces.difference(UnshareFlags::FILES)) }
+}
+
+/// Waits for a descriptor to become readable, on the present tokio runtime.
+pub(crate) fn wait_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: tokio wants the descriptor open and the same as long as the value lives; an `OwnedFd` that nobody else has is.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
 /// Binds a packet socket to one device and all protocols; frames of our own are not shown.

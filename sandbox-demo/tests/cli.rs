@@ -28,6 +28,12 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
         &["run", "--config", "x", "--restore", "y", "--link", "eth0"],
         &["run", "--config", "x", "--link", "tap:eth0"],
         &["run", "--config", "x", "--link", "tun:eth0@"],
+        &["serve", "--link", "eth0"],
+        &["serve", "--link", "eth0", "--addr", "10.0.0.1/24", "--restore", "x"],
+        &["serve", "--link", "eth0", "--restore", "x", "--http", "80"],
+        &["serve", "--link", "eth0", "--addr", "10.0.0.1/33"],
+        &["serve", "--addr", "10.0.0.1/24"],
+        &["serve", "--link", "eth0", "--addr", "10.0.0.1/24", "--max-connections", "0"],
         &["demo", "--links", "string"],
         &["inspect"],
         &["diff", "only-one"],
@@ -43,6 +49,32 @@ fn help_teaches() {
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("\"masquerade fully-random\"") && text.contains("nf_conntrack_tcp_loose"), "{text}");
+    let output = run(&["serve", "--help"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("ip netns exec client curl http://10.9.0.2/") && text.contains("--restore state.hib"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_server_says_what_it_was_told_wrong_and_what_to_do() {
+    let dir = TempDir::new().expect("a directory");
+    let image = image(&dir, "gateway", 1, &["10.0.0.1/24"]);
+    let home = dir.path().to_str().expect("a path");
+    let fresh = ["serve", "--link", "eth0", "--addr", "10.0.0.1/24"];
+    for (args, what, remedy) in [
+        ([&fresh[..], &["--root", "/nowhere"]].concat(), "/nowhere", "--root"),
+        ([&fresh[..], &["--root", home, "--http", "7"]].concat(), "both 7", "another port"),
+        ([&fresh[..], &["--root", home, "--http", "0"]].concat(), "port 0", "1 to 65535"),
+        ([&fresh[..], &["--root", home, "--mtu", "10"]].concat(), "mtu", "expected"),
+        (vec!["serve", "--link", "eth0", "--root", home, "--restore", &image], "holds no server", "sandbox-demo serve"),
+    ] {
+        let output = run(&args);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
+        assert!(text.contains(what) && text.contains(remedy) && text.lines().count() == 1, "{args:?}: {text}");
+    }
 }
 
 #[test]

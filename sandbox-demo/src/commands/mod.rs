@@ -18,7 +18,7 @@ pub(crate) use self::images::diff;
 pub(crate) use self::images::inspect;
 
 /// Prints `value` as one JSON object, or the text for people.
-fn print<T: Serialize>(json: bool, value: &T, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+pub(crate) fn print<T: Serialize>(json: bool, value: &T, text: impl FnOnce() -> String) -> anyhow::Result<()> {
     let mut out = if json { serde_json::to_string(value).context("writing JSON")? } else { text() };
     if !out.is_empty() && !out.ends_with('\n') {
         out.push('\n');

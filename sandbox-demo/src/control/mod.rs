@@ -3,6 +3,7 @@
 mod client;
 mod protocol;
 mod server;
+mod tasks;
 
 pub(crate) use self::client::ControlClient;
 pub(crate) use self::protocol::After;
@@ -21,3 +22,4 @@ pub(crate) use self::protocol::StatsReply;
 pub(crate) use self::protocol::StatusReply;
 pub(crate) use self::server::Answer;
 pub(crate) use self::server::ControlServer;
+pub(crate) use self::tasks::ControlTasks;

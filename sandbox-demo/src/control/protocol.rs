@@ -1,10 +1,15 @@
 //! What is said over the control socket.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use hibernet_netstack::RestoreReport;
+use hibernet_netstack::StreamOutcome;
 use serde::Deserialize;
 use serde::Serialize;
 use serde_json::Value;
+
+use crate::clock::millis;
 
 /// One request, a JSON object on one line: `{"op": "save", "path": "/tmp/image", "after": "hold"}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,10 +80,73 @@ pub(crate) struct RestoreSummary {
     pub(crate) kept: u64,
     pub(crate) reset: u64,
     pub(crate) dropped: u64,
+    /// TCP streams of the stack itself that go on.
+    pub(crate) streams_kept: u64,
+    /// TCP streams of the stack itself that could not be rebuilt; their peers were sent a reset.
+    pub(crate) streams_reset: u64,
+    /// Which those are, and why.
+    pub(crate) resets: Vec<String>,
+    /// UDP and ping sockets of the stack itself that go on.
+    pub(crate) sockets: usize,
+    /// Datagrams that wait in them.
+    pub(crate) datagrams: usize,
+    /// SYN cookies that were out when the image was saved: those peers begin again.
+    pub(crate) cookies_lost: u64,
     /// From opening the file to a stack ready for traffic.
     pub(crate) restore_ms: f64,
-    /// Of it: filing every flow under the new keys.
+    /// Of it: filing every flow under the new keys, and rebuilding the stack's own streams.
     pub(crate) rehash_ms: f64,
+}
+
+impl RestoreSummary {
+    /// What a report comes to; `restore` and `rehash` are how long it took.
+    pub(crate) fn new(report: &RestoreReport, restore: Duration, rehash: Duration) -> Self {
+        let resets = report.streams.iter().filter_map(|stream| match stream.outcome {
+            StreamOutcome::Reset(fault) => Some(format!("{} to {}: {fault}", stream.local, stream.remote)),
+            _ => None,
+        });
+        Self {
+            parent: report.parent.to_string(),
+            kept: u64::from(report.kept),
+            reset: u64::from(report.reset),
+            dropped: u64::from(report.dropped),
+            streams_kept: u64::from(report.streams_kept),
+            streams_reset: u64::from(report.streams_reset),
+            resets: resets.collect(),
+            sockets: report.sockets,
+            datagrams: report.datagrams,
+            cookies_lost: u64::from(report.cookies_lost),
+            restore_ms: millis(restore),
+            rehash_ms: millis(rehash),
+        }
+    }
+
+    /// For people.
+    pub(crate) fn text(&self) -> String {
+        let Self { parent, restore_ms, rehash_ms, resets, .. } = self;
+        let mut text = format!("restored {parent} in {restore_ms} ms (rehash {rehash_ms} ms): {}", self.outcome());
+        for reset in resets {
+            text.push_str("\n  reset: ");
+            text.push_str(reset);
+        }
+        text
+    }
+
+    /// What became of the flows, and of the stack's own streams.
+    pub(crate) fn outcome(&self) -> String {
+        let Self { kept, reset, dropped, streams_kept, streams_reset, sockets, datagrams, cookies_lost, .. } = self;
+        let mut text = format!("flows: {kept} kept, {reset} reset, {dropped} dropped");
+        if streams_kept + streams_reset > 0 {
+            text.push_str(&format!("; streams of its own: {streams_kept} kept, {streams_reset} reset"));
+        }
+        if *sockets > 0 {
+            text.push_str(&format!("; datagram sockets of its own: {sockets} kept, {datagrams} datagrams wait"));
+        }
+        if *cookies_lost > 0 {
+            text.push_str(&format!("; {cookies_lost} SYN cookies lost"));
+        }
+        text
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,6 +235,19 @@ pub(super) enum Reply {
         /// Why, in one line.
         error: String,
     },
+}
+
+impl Reply {
+    /// A result as one line of JSON.
+    pub(super) fn line(result: Result<Value, String>) -> Option<Vec<u8>> {
+        let reply = match result {
+            Ok(result) => Self::Done { result },
+            Err(error) => Self::Failed { error },
+        };
+        let mut line = serde_json::to_vec(&reply).ok()?;
+        line.push(b'\n');
+        Some(line)
+    }
 }
 
 #[cfg(test)]

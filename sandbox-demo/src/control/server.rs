@@ -31,12 +31,15 @@ pub(crate) enum Answer {
     Later(Receiver<Result<Value, String>>),
 }
 
-/// The listening socket and its clients. The socket's file goes when this does.
+/// The listening socket and its clients.
 pub(crate) struct ControlServer {
     listener: UnixListener,
-    path: PathBuf,
+    _file: SocketFile,
     clients: VecDeque<Client>,
 }
+
+/// The file of a listening socket; it goes when this does.
+pub(crate) struct SocketFile(PathBuf);
 
 struct Client {
     stream: UnixStream,
@@ -51,23 +54,8 @@ struct Client {
 impl ControlServer {
     /// Listens at `path`, for this user only. A socket left by a dead gateway is replaced, a live one is not.
     pub(crate) fn bind(path: &Path) -> anyhow::Result<Self> {
-        let listener = match UnixListener::bind(path) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                replace_dead(path)?;
-                UnixListener::bind(path)
-            }
-            result => result,
-        }
-        .map_err(|error| {
-            Fault::new(
-                format!("cannot listen at {}: {error}", path.display()),
-                "choose a short path in a directory you can write with --control",
-            )
-        })?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-            .context("closing the control socket to others")?;
-        listener.set_nonblocking(true).context("preparing the control socket")?;
-        Ok(Self { listener, path: path.to_owned(), clients: VecDeque::new() })
+        let (listener, file) = listen(path)?;
+        Ok(Self { listener, _file: file, clients: VecDeque::new() })
     }
 
     /// What to wait on: each descriptor, and whether for writing (else for reading).
@@ -99,9 +87,9 @@ impl ControlServer {
     }
 }
 
-impl Drop for ControlServer {
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        drop(std::fs::remove_file(&self.path));
+        drop(std::fs::remove_file(&self.0));
     }
 }
 
@@ -172,27 +160,17 @@ impl Client {
             return false;
         };
         let line: Vec<u8> = self.unread.drain(..=end).collect();
-        match serde_json::from_slice::<Request>(&line) {
-            Err(error) => self.reply(Err(format!("not a request: {error}"))),
-            Ok(request) => match answer(request) {
-                Answer::Now(result) => self.reply(result),
-                Answer::Later(pending) => self.pending = Some(pending),
-            },
+        match answer_to(&line, answer) {
+            Answer::Now(result) => self.reply(result),
+            Answer::Later(pending) => self.pending = Some(pending),
         }
         true
     }
 
     fn reply(&mut self, result: Result<Value, String>) {
-        let reply = match result {
-            Ok(result) => Reply::Done { result },
-            Err(error) => Reply::Failed { error },
-        };
-        match serde_json::to_vec(&reply) {
-            Ok(mut line) => {
-                line.push(b'\n');
-                self.unsent = line;
-            }
-            Err(_) => self.gone = true,
+        match Reply::line(result) {
+            Some(line) => self.unsent = line,
+            None => self.gone = true,
         }
     }
 
@@ -218,6 +196,36 @@ impl Client {
     }
 }
 
+/// Listens at `path`, for this user only, without waiting. A socket left by a dead gateway is replaced, a live one is not.
+pub(super) fn listen(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
+    let listener = match UnixListener::bind(path) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            replace_dead(path)?;
+            UnixListener::bind(path)
+        }
+        result => result,
+    }
+    .map_err(|error| {
+        Fault::new(
+            format!("cannot listen at {}: {error}", path.display()),
+            "choose a short path in a directory you can write with --control",
+        )
+    })?;
+    let file = SocketFile(path.to_owned());
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .context("closing the control socket to others")?;
+    listener.set_nonblocking(true).context("preparing the control socket")?;
+    Ok((listener, file))
+}
+
+/// What a line asks for, answered.
+pub(super) fn answer_to(line: &[u8], answer: &mut impl FnMut(Request) -> Answer) -> Answer {
+    match serde_json::from_slice::<Request>(line) {
+        Ok(request) => answer(request),
+        Err(error) => Answer::Now(Err(format!("not a request: {error}"))),
+    }
+}
+
 /// Removes a socket nobody answers at; refuses to take a live gateway's.
 fn replace_dead(path: &Path) -> Result<(), Fault> {
     match UnixStream::connect(path) {
@@ -233,11 +241,11 @@ fn replace_dead(path: &Path) -> Result<(), Fault> {
 }
 
 /// More than a person and their scripts need; the longest-connected gives way.
-const MAX_CLIENTS: usize = 16;
+pub(super) const MAX_CLIENTS: usize = 16;
 /// A request is a word and perhaps a path.
-const MAX_REQUEST: usize = 16 * 1024;
+pub(super) const MAX_REQUEST: usize = 16 * 1024;
 /// A client that takes no byte of its answer for so long is dropped.
-const STALL: Duration = Duration::from_secs(10);
+pub(super) const STALL: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests;

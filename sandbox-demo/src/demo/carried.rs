@@ -51,6 +51,8 @@ pub(super) struct Expected {
     pub(super) mode: &'static str,
     pub(super) links: &'static str,
     pub(super) streams: usize,
+    /// Those of the streams that end in the gateway.
+    pub(super) terminated: usize,
     pub(super) datagram_flows: usize,
     pub(super) pings: usize,
 }
@@ -83,13 +85,11 @@ impl Cycle {
         if canary.planted_found { "found" } else { "NOT found" }
     ));
         watch.say(format_args!(
-            "  {end} restored it in {} ms (rehash {} ms): {} kept, {} reset, {} dropped; its list is {} before \
-         the first frame. No traffic for {outage} ms.",
+            "  {end} restored it in {} ms (rehash {} ms): {}; its list is {} before the first frame. No traffic for \
+             {outage} ms.",
             restored.restore_ms,
             restored.rehash_ms,
-            restored.kept,
-            restored.reset,
-            restored.dropped,
+            restored.outcome(),
             if *list_equal { "the same" } else { "NOT the same" }
         ));
     }
@@ -104,9 +104,12 @@ pub(super) fn carry(network: &mut Network, dir: &Path, watch: &Watch) -> anyhow:
 
     start_traffic(network, watch)?;
     watch.say(format_args!(
-        "{} TCP connections are open (a quarter each IPv4 masquerade, IPv6 masquerade, inbound DNAT, plain routed), \
-         data flows both ways; {} UDP flows and {} pings beside them.",
+        "{} TCP connections are open, data flows both ways: {} go through the gateway (a quarter each IPv4 masquerade, \
+         IPv6 masquerade, inbound DNAT, plain routed), {} end in its own TCP stack, which sends everything back; {} UDP \
+         flows and {} pings beside them.",
         scenario::STREAMS,
+        scenario::STREAMS - scenario::terminated(scenario::STREAMS),
+        scenario::terminated(scenario::STREAMS),
         scenario::DATAGRAM_FLOWS,
         scenario::PINGS.len()
     ));
@@ -140,6 +143,7 @@ pub(super) fn carry(network: &mut Network, dir: &Path, watch: &Watch) -> anyhow:
         mode: "kernel peers",
         links: network.wiring().name(),
         streams: scenario::STREAMS,
+        terminated: scenario::terminated(scenario::STREAMS),
         datagram_flows: usize::from(scenario::DATAGRAM_FLOWS),
         pings: scenario::PINGS.len(),
     };

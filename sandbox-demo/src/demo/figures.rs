@@ -11,10 +11,15 @@ pub(super) struct Figures {
     /// Why these links.
     pub(super) why: String,
     pub(super) connections: usize,
+    /// Those of them that end in the gateway.
+    pub(super) terminated: usize,
     pub(super) udp_flows: usize,
     pub(super) kept: Vec<u64>,
     pub(super) reset: Vec<u64>,
     pub(super) dropped: Vec<u64>,
+    pub(super) streams_kept: Vec<u64>,
+    pub(super) streams_reset: Vec<u64>,
+    pub(super) cookies_lost: Vec<u64>,
     pub(super) mismatched_streams: usize,
     pub(super) rsts_seen: u64,
     pub(super) lost_bytes: u64,

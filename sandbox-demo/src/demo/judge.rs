@@ -10,6 +10,7 @@ use super::broken::Broken;
 use super::carried::Carried;
 use super::carried::Expected;
 use super::figures::Figures;
+use crate::control::RestoreSummary;
 use crate::peers::DatagramReport;
 use crate::peers::KernelCounters;
 use crate::peers::StreamReport;
@@ -59,7 +60,8 @@ impl Points {
     }
 }
 
-/// Joins the ends of every stream by its number. A stream that lacks an end, or did not end in order, is mismatched.
+/// Joins the ends of every forwarded stream by its number. A stream that lacks an end, or did not end in order, is mismatched.
+/// Of a stream that ends in the gateway all has to come back.
 fn compare_streams(guest: &[StreamReport], world: &[StreamReport]) -> Streams {
     let by_id: BTreeMap<u64, &StreamReport> = world.iter().map(|end| (end.id, end)).collect();
     let mut streams = Streams::default();
@@ -67,7 +69,15 @@ fn compare_streams(guest: &[StreamReport], world: &[StreamReport]) -> Streams {
         streams.resets += u64::from(end.reset);
         streams.failures.extend(end.failure.clone());
     }
-    for near in guest {
+    for end in guest.iter().chain(world).filter(|end| end.terminated) {
+        streams.lost_bytes += end.sent.abs_diff(end.received);
+        if end.sent > 0 && end.sent_hash == end.received_hash && end.closed && end.failure.is_none() {
+            streams.matched += 1;
+        } else {
+            streams.mismatched += 1;
+        }
+    }
+    for near in guest.iter().filter(|end| !end.terminated) {
         let Some(far) = by_id.get(&near.id) else {
             streams.mismatched += 1;
             continue;
@@ -92,10 +102,14 @@ fn figures(carried: &Carried, control: &Broken, streams: &Streams) -> Figures {
         links: carried.expected.links,
         why: String::new(),
         connections: carried.expected.streams,
+        terminated: carried.expected.terminated,
         udp_flows: carried.world.udp.flows,
         kept: cycles.iter().map(|cycle| cycle.restored.kept).collect(),
         reset: cycles.iter().map(|cycle| cycle.restored.reset).collect(),
         dropped: cycles.iter().map(|cycle| cycle.restored.dropped).collect(),
+        streams_kept: cycles.iter().map(|cycle| cycle.restored.streams_kept).collect(),
+        streams_reset: cycles.iter().map(|cycle| cycle.restored.streams_reset).collect(),
+        cookies_lost: cycles.iter().map(|cycle| cycle.restored.cookies_lost).collect(),
         mismatched_streams: streams.mismatched,
         rsts_seen: counted(carried, |kernel| kernel.resets_sent.max(kernel.resets_seen)).max(streams.resets),
         lost_bytes: streams.lost_bytes,
@@ -114,7 +128,7 @@ fn figures(carried: &Carried, control: &Broken, streams: &Streams) -> Figures {
 
 fn judge_cycles(carried: &Carried, points: &mut Points) {
     for (number, cycle) in carried.cycles.iter().enumerate().map(|(index, cycle)| (index + 1, cycle)) {
-        let Expected { mode: _, links: _, streams, datagram_flows, pings } = carried.expected;
+        let Expected { mode: _, links: _, streams, terminated, datagram_flows, pings } = carried.expected;
         let expected = streams + datagram_flows + pings;
         points.expect(cycle.under_traffic == streams, || {
             format!("save {number}: only {} streams were moving", cycle.under_traffic)
@@ -127,6 +141,14 @@ fn judge_cycles(carried: &Carried, points: &mut Points) {
         });
         points.expect(cycle.restored.reset == 0 && cycle.restored.dropped == 0, || {
             format!("restore {number}: reset {}, dropped {}", cycle.restored.reset, cycle.restored.dropped)
+        });
+        let RestoreSummary { streams_kept, streams_reset, resets, cookies_lost, .. } = &cycle.restored;
+        points.expect(*streams_kept == terminated as u64 && *streams_reset == 0 && *cookies_lost == 0, || {
+            format!(
+                "restore {number}: of {terminated} streams of its own {streams_kept} kept, {streams_reset} reset ({}), \
+                 {cookies_lost} cookies lost",
+                resets.join("; ")
+            )
         });
         points.expect(cycle.list_equal, || format!("restore {number}: the list differs from the saved one"));
         points.expect(cycle.canary.hits == 0, || {
@@ -218,6 +240,7 @@ mod tests {
     fn end(id: u64, sent: u64, received: u64) -> StreamReport {
         StreamReport {
             id,
+            terminated: false,
             sent,
             sent_hash: sent.to_string(),
             received,
@@ -242,6 +265,16 @@ mod tests {
         let reset = StreamReport { reset: true, failure: Some("reset".to_owned()), ..end(1, 0, 0) };
         let streams = compare_streams(&[reset], &[end(1, 0, 0)]);
         assert_eq!((streams.mismatched, streams.resets), (1, 1));
+    }
+
+    #[test]
+    fn of_a_stream_that_ends_in_the_gateway_all_has_to_come_back() {
+        let ending = |sent, received| StreamReport { terminated: true, ..end(1, sent, received) };
+        assert_eq!(compare_streams(&[ending(9, 9)], &[]), Streams { matched: 1, ..Streams::default() });
+        assert_eq!(compare_streams(&[], &[ending(9, 9)]), Streams { matched: 1, ..Streams::default() });
+        let lost = compare_streams(&[ending(9, 8)], &[]);
+        assert_eq!((lost.mismatched, lost.lost_bytes), (1, 1));
+        assert_eq!(compare_streams(&[ending(0, 0)], &[]).mismatched, 1);
     }
 
     #[test]

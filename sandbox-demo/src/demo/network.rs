@@ -12,6 +12,7 @@ use crate::offload::switch_off_offloads;
 use crate::peers::Peer;
 use crate::peers::PeerRequest;
 use crate::peers::Progress;
+use crate::peers::StreamCounts;
 
 /// Both peers with their links to the gateway. The links live as long as this value, whatever becomes of a gateway.
 pub(super) struct Network {
@@ -140,22 +141,33 @@ fn join(peer: &mut Peer, link: &'static str, mac: [u8; 6], wiring: Wiring) -> an
 impl BothProgress {
     /// Streams open at both ends.
     pub(super) fn open(&self) -> usize {
-        self.guest.open.min(self.world.open)
+        self.count(|streams| streams.open)
     }
 
-    /// Streams of which data arrived at the guest, and at the world, since the last mark: the fewer.
+    /// Streams of which data arrived at the guest, and at the world, since the last mark: the fewer. Of those that end in the
+    /// gateway, what came back.
     pub(super) fn advanced(&self) -> usize {
-        self.guest.advanced.min(self.world.advanced)
+        self.count(|streams| streams.advanced)
     }
 
-    /// Every byte that was sent has arrived.
+    /// Every byte that was sent has arrived, or come back.
     pub(super) fn all_arrived(&self) -> bool {
-        self.guest.sent == self.world.received && self.world.sent == self.guest.received
+        let Self { guest, world } = self;
+        let through =
+            guest.forwarded.sent == world.forwarded.received && world.forwarded.sent == guest.forwarded.received;
+        through && [guest.terminated, world.terminated].iter().all(|streams| streams.sent == streams.received)
     }
 
     /// Streams that have ended in order at both ends.
     pub(super) fn closed(&self) -> usize {
-        self.guest.closed.min(self.world.closed)
+        self.count(|streams| streams.closed)
+    }
+
+    /// Forwarded streams count if both peers say so; of a terminated one there is only one peer to ask.
+    fn count(&self, counted: fn(&StreamCounts) -> usize) -> usize {
+        let Self { guest, world } = self;
+        let forwarded = counted(&guest.forwarded).min(counted(&world.forwarded));
+        forwarded + counted(&guest.terminated) + counted(&world.terminated)
     }
 }
 

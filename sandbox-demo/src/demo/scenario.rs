@@ -27,14 +27,16 @@ pub(super) struct StreamPlans {
 }
 
 impl StreamPlans {
-    /// A quarter each: IPv4 masquerade, IPv6 masquerade, inbound DNAT, plain routed. Of a masqueraded quarter two guest
-    /// addresses use the same source ports to the same server; of the others one half is IPv4, one IPv6.
+    /// A fifth ends in the gateway itself. Of the others a quarter each: IPv4 masquerade, IPv6 masquerade, inbound DNAT,
+    /// plain routed. Of a masqueraded quarter two guest addresses use the same source ports to the same server; of the others
+    /// one half is IPv4, one IPv6.
     ///
-    /// `round` keeps the jobs' ports apart; `streams` is a multiple of eight.
+    /// `round` keeps the jobs' ports apart; `streams` is a multiple of 40.
     pub(super) fn new(round: u16, streams: usize) -> Self {
         let first_port = 20_000 + 4_000 * round;
         let mut plans = Self { by_guest: Vec::new(), by_world: Vec::new() };
-        for port in (first_port..).take(streams / 8) {
+        let ending = terminated(streams);
+        for port in (first_port..).take((streams - ending) / 8) {
             for from in [GUEST_V4, GUEST_V4_SECOND] {
                 plans.guest_opens((from, port), WORLD_V4);
             }
@@ -46,22 +48,42 @@ impl StreamPlans {
             plans.world_opens((WORLD_V4, port), ROUTER_V4);
             plans.world_opens((WORLD_V6, port), ROUTER_V6);
         }
+        for port in (first_port + 2_000..).take(ending / 4) {
+            for (from, to) in [(GUEST_V4, ROUTER_IN_V4), (GUEST_V6, ROUTER_IN_V6)] {
+                let plan = plans.ending((from, port), to);
+                plans.by_guest.push(plan);
+            }
+            for (from, to) in [(WORLD_V4, ROUTER_V4), (WORLD_V6, ROUTER_V6)] {
+                let plan = plans.ending((from, port), to);
+                plans.by_world.push(plan);
+            }
+        }
         plans
     }
 
     fn guest_opens(&mut self, from: (IpAddr, u16), to: IpAddr) {
-        let id = self.next_id();
-        self.by_guest.push(StreamPlan { id, from: from.into(), to: SocketAddr::new(to, WORLD_PORT) });
+        let to = SocketAddr::new(to, WORLD_PORT);
+        self.by_guest.push(StreamPlan { id: self.next_id(), from: from.into(), to, terminated: false });
     }
 
     fn world_opens(&mut self, from: (IpAddr, u16), to: IpAddr) {
-        let id = self.next_id();
-        self.by_world.push(StreamPlan { id, from: from.into(), to: SocketAddr::new(to, GUEST_PORT) });
+        let to = SocketAddr::new(to, GUEST_PORT);
+        self.by_world.push(StreamPlan { id: self.next_id(), from: from.into(), to, terminated: false });
+    }
+
+    /// A stream to the gateway's echo service.
+    fn ending(&self, from: (IpAddr, u16), to: IpAddr) -> StreamPlan {
+        StreamPlan { id: self.next_id(), from: from.into(), to: SocketAddr::new(to, ECHO_PORT), terminated: true }
     }
 
     fn next_id(&self) -> u64 {
         (self.by_guest.len() + self.by_world.len() + 1) as u64
     }
+}
+
+/// How many of so many streams end in the gateway.
+pub(super) const fn terminated(streams: usize) -> usize {
+    streams / 5
 }
 
 /// The datagram flows: all masqueraded, half IPv4, half IPv6, two guest addresses with the same ports.
@@ -96,6 +118,9 @@ pub(super) fn gateway_config(rules: Rules) -> Value {
         json!({"chain": "srcnat", "match": {"oif": WORLD_LINK, "saddr": GUEST_NET_V6}, "action": masquerade}),
     ];
     if rules == Rules::Strict {
+        list.push(json!({"chain": "input", "match": {"ctstate": ["established", "related"]}, "action": "accept"}));
+        list.push(json!({"chain": "input", "match": {"proto": "tcp", "dport": ECHO_PORT, "ctstate": ["new"],
+            "tcpflags_syn_only": true}, "action": "accept"}));
         list.push(json!({"chain": "forward", "match": {"ctstate": ["established", "related"]}, "action": "accept"}));
         list.push(json!({"chain": "forward", "match": {"proto": "tcp", "ctstate": ["new"], "tcpflags_syn_only": true},
             "action": "accept"}));
@@ -111,6 +136,7 @@ pub(super) fn gateway_config(rules: Rules) -> Value {
             {"name": WORLD_LINK, "mtu": MTU, "addrs": [cidr(ROUTER_V4, 24), cidr(ROUTER_V6, 64)]},
         ],
         "sysctls": {"nf_conntrack_tcp_loose": loose},
+        "tcp_echo": ECHO_PORT,
         "rules": {"policy": {"input": policy, "forward": policy}, "rules": list},
     })
 }
@@ -172,6 +198,7 @@ pub(super) const WORLD_GATEWAYS: [IpAddr; 2] = [ROUTER_V4, ROUTER_V6];
 const WORLD_PORT: u16 = 9000;
 const GUEST_PORT: u16 = 8080;
 const DATAGRAM_PORT: u16 = 7000;
+const ECHO_PORT: u16 = 7;
 
 const GUEST_NET_V4: &str = "10.0.0.0/24";
 const GUEST_NET_V6: &str = "fd00:10::/64";
@@ -206,17 +233,20 @@ mod tests {
         assert_eq!(all().count(), STREAMS);
         assert_eq!(all().map(|plan| plan.id).collect::<BTreeSet<_>>().len(), STREAMS);
         assert_eq!(all().map(|plan| (plan.from, plan.to)).collect::<BTreeSet<_>>().len(), STREAMS);
-        assert_eq!(plans.by_world.len(), STREAMS / 4);
+        assert_eq!(all().filter(|plan| plan.terminated).count(), 200);
+        assert_eq!(plans.by_world.len(), 200 + 100);
     }
 
     #[test]
     fn two_guests_share_every_masqueraded_port_to_the_same_server() {
         let plans = StreamPlans::new(1, STREAMS);
         let mut shared: BTreeMap<(u16, SocketAddr), usize> = BTreeMap::new();
-        for plan in plans.by_guest.iter().filter(|plan| ![GUEST_V4_ROUTED, GUEST_V6_ROUTED].contains(&plan.from.ip())) {
+        let masqueraded =
+            |plan: &&StreamPlan| !plan.terminated && ![GUEST_V4_ROUTED, GUEST_V6_ROUTED].contains(&plan.from.ip());
+        for plan in plans.by_guest.iter().filter(masqueraded) {
             *shared.entry((plan.from.port(), plan.to)).or_default() += 1;
         }
-        assert_eq!(shared.len(), STREAMS / 4);
+        assert_eq!(shared.len(), 200);
         assert!(shared.values().all(|guests| *guests == 2));
     }
 

@@ -10,6 +10,7 @@ use hibernet_conntrack::EarlyDrop;
 use hibernet_conntrack::Sysctls;
 use hibernet_netstack::FragmentLimits;
 use hibernet_netstack::LinkConfig;
+use hibernet_netstack::LocalLimits;
 use hibernet_netstack::LocalServices;
 use hibernet_netstack::Route;
 use hibernet_netstack::Ruleset;
@@ -44,6 +45,9 @@ pub(crate) struct GatewayConfig {
     /// `{"policy": {chain: policy}, "rules": [{"chain", "match", "action"}, ..]}`; closed if missing.
     #[serde(default)]
     pub(crate) rules: Ruleset,
+    /// Most TCP connections of the gateway itself.
+    #[serde(default = "default_connections")]
+    pub(crate) connections: u32,
     /// Ports of the gateway's own echo services, if any.
     #[serde(default)]
     pub(crate) udp_echo: Option<u16>,
@@ -88,9 +92,14 @@ impl GatewayConfig {
             },
             fragments,
             services: LocalServices { udp_echo: self.udp_echo, tcp_echo: self.tcp_echo },
+            local: LocalLimits { connections: self.connections },
             ..StackConfig::default()
         })
     }
+}
+
+fn default_connections() -> u32 {
+    LocalLimits::default().connections
 }
 
 fn default_capacity() -> u32 {

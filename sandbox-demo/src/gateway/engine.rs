@@ -13,11 +13,14 @@ use hibernet_netstack::RestorePolicy;
 use hibernet_netstack::Stack;
 use hibernet_netstack::Supplied;
 use hibernet_snapshot::Entropy;
+use hibernet_snapshot::GenerationId;
+use hibernet_snapshot::Instant;
 use hibernet_snapshot::file::OsFilesystem;
 use hibernet_snapshot::file::write_atomic;
 use hibernet_snapshot::image::Limits;
 use serde_json::Value;
 
+use super::application;
 use super::config::GatewayConfig;
 use super::run::read_image;
 use crate::clock;
@@ -49,7 +52,12 @@ pub(crate) struct Engine {
     state: RunState,
     entropy: Entropy,
     restored: Option<RestoreSummary>,
+    application: Option<Application>,
+    application_state: Option<Vec<u8>>,
 }
+
+/// What an application inside the stack wants to have saved with it, as it is at that moment.
+pub(crate) type Application = Box<dyn Fn() -> anyhow::Result<Vec<u8>>>;
 
 impl Engine {
     /// A new stack, held.
@@ -61,7 +69,7 @@ impl Engine {
     }
 
     /// A stack restored from an image under keys of its own, held.
-    pub(crate) fn restored(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn restored(path: &Path, supplied: Supplied) -> anyhow::Result<Self> {
         let begun = clock::monotonic();
         let image = read_image(path)?;
         let mut entropy = Entropy::from_os().context("drawing keys")?;
@@ -72,16 +80,31 @@ impl Engine {
         let rehash_begun = clock::monotonic();
         let rehashed = validated.rehash(entropy.fork(), RestorePolicy::default()).map_err(refused)?;
         let rehash = clock::monotonic().saturating_since(rehash_begun);
-        let (stack, report) = rehashed.open(Supplied::default());
-        let summary = RestoreSummary {
-            parent: report.parent.to_string(),
-            kept: u64::from(report.kept),
-            reset: u64::from(report.reset),
-            dropped: u64::from(report.dropped),
-            restore_ms: millis(clock::monotonic().saturating_since(begun)),
-            rehash_ms: millis(rehash),
-        };
-        Ok(Self::held(stack, clock, entropy, Some(summary)))
+        let (stack, report) = rehashed.open(supplied);
+        let restore = clock::monotonic().saturating_since(begun);
+        let summary = RestoreSummary::new(&report, restore, rehash);
+        let application_state = application::section(&image)?;
+        Ok(Self { application_state, ..Self::held(stack, clock, entropy, Some(summary)) })
+    }
+
+    /// From now on every image holds the application's state too.
+    pub(crate) fn save_with(&mut self, application: Application) {
+        self.application = Some(application);
+    }
+
+    /// What the application had saved in the image this stack came from.
+    pub(crate) fn application_state(&mut self) -> Option<Vec<u8>> {
+        self.application_state.take()
+    }
+
+    /// The stack, and the time to tell it.
+    pub(crate) fn stack(&mut self) -> (&mut Stack, Instant) {
+        (&mut self.stack, self.clock.now())
+    }
+
+    /// How this stack came out of its image, if it did.
+    pub(crate) fn summary(&self) -> Option<&RestoreSummary> {
+        self.restored.as_ref()
     }
 
     /// Joins an open device to the stack's link of the same name.
@@ -127,17 +150,18 @@ impl Engine {
         self.state = RunState::Running;
     }
 
-    /// One turn of the packet loop: a burst from every link, then what is due.
-    pub(crate) fn turn(&mut self) {
+    /// One turn of the packet loop: a burst from every link, then what is due. True if a link may have more.
+    pub(crate) fn turn(&mut self) -> bool {
         if self.state == RunState::Held {
-            return;
+            return false;
         }
+        let mut more = false;
         let now = self.clock.now();
         for index in 0..self.links.len() {
             if let Some((_, link)) = self.links.get_mut(index) {
                 link.flush();
             }
-            for _ in 0..BURST {
+            for taken in 1..=BURST {
                 let Some((id, datagram)) =
                     self.links.get_mut(index).and_then(|(id, link)| Some((*id, link.receive()?)))
                 else {
@@ -145,11 +169,13 @@ impl Engine {
                 };
                 self.stack.ingress(id, datagram, now);
                 self.emit();
+                more |= taken == BURST;
             }
         }
         self.stack.poll(now);
         self.emit();
         while self.stack.next_event().is_some() {}
+        more
     }
 
     /// Does what a client asks.
@@ -171,7 +197,16 @@ impl Engine {
     }
 
     fn held(stack: Stack, clock: StackClock, entropy: Entropy, restored: Option<RestoreSummary>) -> Self {
-        Self { stack, links: Vec::new(), clock, state: RunState::Held, entropy, restored }
+        Self {
+            stack,
+            links: Vec::new(),
+            clock,
+            state: RunState::Held,
+            entropy,
+            restored,
+            application: None,
+            application_state: None,
+        }
     }
 
     fn emit(&mut self) {
@@ -237,11 +272,11 @@ impl Engine {
         self.stack.poll(now);
         self.emit();
         let generation = self.entropy.public_id();
-        let image = match self.stack.save(generation, now) {
+        let image = match self.image(generation, now) {
             Ok(image) => image,
             Err(error) => {
                 self.go_back_to(was);
-                return Answer::Now(Err(format!("saving: {error}")));
+                return Answer::Now(Err(format!("saving: {error:#}")));
             }
         };
         let pause = clock::monotonic().saturating_since(begun);
@@ -266,6 +301,14 @@ impl Engine {
             drop(sender.send(write()));
         });
         Answer::Later(answer)
+    }
+
+    fn image(&self, generation: GenerationId, now: Instant) -> anyhow::Result<Vec<u8>> {
+        let image = self.stack.save(generation, now)?;
+        match &self.application {
+            Some(state) => application::with_section(&image, &state()?),
+            None => Ok(image),
+        }
     }
 
     fn hold(&mut self) {

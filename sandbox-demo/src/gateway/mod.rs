@@ -1,5 +1,6 @@
 //! The gateway: links on both sides, a stack between them, and a control socket.
 
+mod application;
 mod config;
 mod engine;
 mod run;

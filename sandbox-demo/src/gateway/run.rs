@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
+use hibernet_netstack::Supplied;
 use rustix::event::PollFd;
 use rustix::event::PollFlags;
 use rustix::event::Timespec;
@@ -17,6 +18,7 @@ use rustix::io::Errno;
 use super::config::GatewayConfig;
 use super::engine::Engine;
 use crate::clock;
+use crate::commands::print;
 use crate::control::ControlServer;
 use crate::control::RunState;
 use crate::fault::Fault;
@@ -34,18 +36,21 @@ pub(crate) enum Start {
 
 /// Runs a gateway until it is told to stop, by SIGINT or SIGTERM.
 ///
-/// With `hold` it passes nothing until it is told to `resume`.
-pub(crate) fn run(start: &Start, links: &[LinkSpec], control: &Path, hold: bool) -> anyhow::Result<()> {
+/// With `hold` it passes nothing until it is told to `resume`. A restored one says first what became of what was saved.
+pub(crate) fn run(start: &Start, links: &[LinkSpec], control: &Path, hold: bool, json: bool) -> anyhow::Result<()> {
     let stopped = stop_on_signals()?;
     let mut engine = match start {
         Start::Fresh(file) => Engine::fresh(&GatewayConfig::read(file)?)?,
-        Start::Restored(file) => Engine::restored(file)?,
+        Start::Restored(file) => Engine::restored(file, Supplied::default())?,
     };
     for spec in links {
         engine.attach(Link::open(spec)?)?;
     }
     engine.check_links()?;
     let mut server = ControlServer::bind(control)?;
+    if let Some(summary) = engine.summary() {
+        print(json, summary, || summary.text())?;
+    }
     if !hold {
         engine.resume();
     }

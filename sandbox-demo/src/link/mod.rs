@@ -168,6 +168,11 @@ impl Link {
 }
 
 impl LinkSpec {
+    /// The device's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// A device of this process's namespace, behind a packet socket.
     pub(crate) fn packet(name: &str) -> Self {
         Self { kind: LinkKind::Packet, name: name.to_owned(), namespace: None }

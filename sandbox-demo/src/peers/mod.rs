@@ -18,6 +18,7 @@ pub(crate) use self::protocol::DatagramReport;
 pub(crate) use self::protocol::PeerReport;
 pub(crate) use self::protocol::PeerRequest;
 pub(crate) use self::protocol::Progress;
+pub(crate) use self::protocol::StreamCounts;
 pub(crate) use self::protocol::StreamPlan;
 pub(crate) use self::protocol::StreamReport;
 pub(crate) use self::serve::FILES_NEEDED;

@@ -49,6 +49,8 @@ pub(crate) struct StreamPlan {
     pub(crate) id: u64,
     pub(crate) from: SocketAddr,
     pub(crate) to: SocketAddr,
+    /// The other end is the gateway itself, which sends everything back.
+    pub(crate) terminated: bool,
 }
 
 /// One flow of datagrams.
@@ -62,16 +64,21 @@ pub(crate) struct DatagramPlan {
 /// How the streams stand.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Progress {
-    /// Streams that exist here.
-    pub(crate) streams: usize,
+    /// Streams through the gateway, to the other peer.
+    pub(crate) forwarded: StreamCounts,
+    /// Streams that end in the gateway.
+    pub(crate) terminated: StreamCounts,
+}
+
+/// How the streams of one kind stand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StreamCounts {
     /// Streams that are open both ways.
     pub(crate) open: usize,
     /// Streams that received something since the last mark.
     pub(crate) advanced: usize,
     /// Streams that ended in order, both ways.
     pub(crate) closed: usize,
-    /// Streams that broke.
-    pub(crate) failed: usize,
     /// Bytes sent on all streams.
     pub(crate) sent: u64,
     /// Bytes received on all streams.
@@ -89,6 +96,8 @@ pub(crate) struct PeerReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StreamReport {
     pub(crate) id: u64,
+    /// The other end is the gateway itself, which sends everything back: both hashes are of the same bytes.
+    pub(crate) terminated: bool,
     pub(crate) sent: u64,
     pub(crate) sent_hash: String,
     pub(crate) received: u64,

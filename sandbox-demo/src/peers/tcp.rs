@@ -17,6 +17,7 @@ use rustix::net::SocketType;
 use rustix::net::sockopt;
 
 use super::protocol::Progress;
+use super::protocol::StreamCounts;
 use super::protocol::StreamPlan;
 use super::protocol::StreamReport;
 use super::serve::Source;
@@ -55,6 +56,8 @@ struct Stream {
     end: Sender,
     /// The stream's number: chosen by the client, which sends it first.
     id: u64,
+    /// The other end is the gateway, which sends everything back; it needs no number.
+    terminated: bool,
     greeting: Vec<u8>,
     sent: Passed,
     received: Passed,
@@ -112,7 +115,7 @@ impl Streams {
                 Ok(socket) => {
                     epoll::add(poll, &socket, Source::Stream(self.streams.len()).token(), EventFlags::IN)?;
                     sockopt::set_tcp_nodelay(&socket, true)?;
-                    self.streams.push(Stream::new(socket, Phase::Greeting, Sender::Server, 0));
+                    self.streams.push(Stream::accepted(socket));
                 }
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
@@ -151,15 +154,18 @@ impl Streams {
     }
 
     pub(super) fn progress(&self) -> Progress {
-        let count = |predicate: fn(&&Stream) -> bool| self.streams.iter().filter(predicate).count();
-        Progress {
-            streams: self.streams.len() + self.planned.len(),
+        Progress { forwarded: self.counts(false), terminated: self.counts(true) }
+    }
+
+    fn counts(&self, terminated: bool) -> StreamCounts {
+        let streams = || self.streams.iter().filter(|stream| stream.terminated == terminated);
+        let count = |predicate: fn(&&Stream) -> bool| streams().filter(predicate).count();
+        StreamCounts {
             open: count(|stream| stream.phase == Phase::Open),
             advanced: count(|stream| stream.received.bytes() > stream.marked),
             closed: count(|stream| stream.is_closed()),
-            failed: count(|stream| stream.failure.is_some()),
-            sent: self.streams.iter().map(|stream| stream.sent.bytes()).sum(),
-            received: self.streams.iter().map(|stream| stream.received.bytes()).sum(),
+            sent: streams().map(|stream| stream.sent.bytes()).sum(),
+            received: streams().map(|stream| stream.received.bytes()).sum(),
         }
     }
 
@@ -177,20 +183,34 @@ impl Streams {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(errno) => return Err(errno).with_context(|| format!("connecting {} to {}", plan.from, plan.to)),
         }
-        self.streams.push(Stream::new(socket, Phase::Connecting, Sender::Client, plan.id));
+        self.streams.push(Stream::connecting(socket, plan));
         Ok(())
     }
 }
 
 impl Stream {
-    fn new(socket: OwnedFd, phase: Phase, end: Sender, id: u64) -> Self {
-        let greeting = if end == Sender::Client { id.to_be_bytes().to_vec() } else { Vec::new() };
+    fn connecting(socket: OwnedFd, plan: &StreamPlan) -> Self {
+        let greeting = if plan.terminated { Vec::new() } else { plan.id.to_be_bytes().to_vec() };
+        let mut stream = Self::new(socket, Phase::Connecting, Sender::Client, plan.id, greeting);
+        if plan.terminated {
+            stream.terminated = true;
+            stream.received = stream.sent.clone();
+        }
+        stream
+    }
+
+    fn accepted(socket: OwnedFd) -> Self {
+        Self::new(socket, Phase::Greeting, Sender::Server, 0, Vec::new())
+    }
+
+    fn new(socket: OwnedFd, phase: Phase, end: Sender, id: u64, greeting: Vec<u8>) -> Self {
         let (sent, received) = Self::passed(id, end);
         Self {
             socket: Some(socket),
             phase,
             end,
             id,
+            terminated: false,
             greeting,
             sent,
             received,
@@ -213,7 +233,7 @@ impl Stream {
         match sockopt::socket_error(socket) {
             Ok(Ok(())) => {
                 if rustix::net::getpeername(socket).is_ok() {
-                    self.phase = Phase::Greeting;
+                    self.phase = if self.terminated { Phase::Open } else { Phase::Greeting };
                     let _ = epoll::modify(poll, socket, Source::Stream(index).token(), EventFlags::IN);
                 }
             }
@@ -327,6 +347,7 @@ impl Stream {
         let mismatch = (!self.received.is_intact()).then(|| "other bytes arrived than were sent".to_owned());
         StreamReport {
             id: self.id,
+            terminated: self.terminated,
             sent: self.sent.bytes(),
             sent_hash: self.sent.hash(),
             received: self.received.bytes(),

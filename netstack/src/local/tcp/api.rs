@@ -199,6 +199,12 @@ impl Stack {
         streams
     }
 
+    /// All listeners the embedder has opened, in that order.
+    pub fn tcp_listeners(&self) -> Vec<TcpListener> {
+        let listeners = self.local.tcp.listeners.iter();
+        listeners.filter(|(_, listener)| listener.owner == Owner::Embedder).map(|(id, _)| *id).collect()
+    }
+
     fn with_stream<T>(
         &mut self,
         stream: TcpStream,

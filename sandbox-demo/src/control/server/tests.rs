@@ -10,7 +10,7 @@ fn server() -> (tempfile::TempDir, ControlServer) {
 }
 
 fn connect(server: &ControlServer) -> UnixStream {
-    UnixStream::connect(&server.path).expect("the server listens")
+    UnixStream::connect(&server._file.0).expect("the server listens")
 }
 
 fn serve(server: &mut ControlServer) {

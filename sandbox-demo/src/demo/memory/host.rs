@@ -24,7 +24,9 @@ use crate::clock;
 use crate::link::Wire;
 use crate::peers::Passed;
 use crate::peers::Pattern;
+use crate::peers::Progress;
 use crate::peers::Sender;
+use crate::peers::StreamCounts;
 use crate::peers::StreamPlan;
 use crate::peers::StreamReport;
 
@@ -41,6 +43,8 @@ struct Stream {
     socket: SocketHandle,
     end: Sender,
     id: u64,
+    /// The other end is the gateway, which sends everything back; it needs no number.
+    terminated: bool,
     greeting: Vec<u8>,
     sent: Passed,
     received: Passed,
@@ -92,7 +96,7 @@ impl Host {
             let mut socket = stream_socket();
             socket.listen(at).context("listening")?;
             let handle = self.sockets.add(socket);
-            self.streams.push(Stream::new(handle, Sender::Server, 0));
+            self.streams.push(Stream::new(handle, Sender::Server, 0, false));
         }
         Ok(())
     }
@@ -101,7 +105,7 @@ impl Host {
         let mut socket = stream_socket();
         socket.connect(self.interface.context(), plan.to, plan.from).context("connecting")?;
         let handle = self.sockets.add(socket);
-        self.streams.push(Stream::new(handle, Sender::Client, plan.id));
+        self.streams.push(Stream::new(handle, Sender::Client, plan.id, plan.terminated));
         Ok(())
     }
 
@@ -131,20 +135,20 @@ impl Host {
         }
     }
 
-    /// Streams that received something since the mark.
-    pub(super) fn advanced(&self) -> usize {
-        self.streams.iter().filter(|stream| stream.received.bytes() > stream.marked).count()
+    pub(super) fn progress(&self) -> Progress {
+        Progress { forwarded: self.counts(false), terminated: self.counts(true) }
     }
 
-    /// Bytes sent and received on all streams.
-    pub(super) fn totals(&self) -> (u64, u64) {
-        let sum = |bytes: fn(&Stream) -> u64| self.streams.iter().map(bytes).sum();
-        (sum(|stream| stream.sent.bytes()), sum(|stream| stream.received.bytes()))
-    }
-
-    /// Every stream has been closed by both ends.
-    pub(super) fn all_closed(&self) -> bool {
-        self.streams.iter().all(|stream| stream.is_closed(self.sockets.get(stream.socket)))
+    fn counts(&self, terminated: bool) -> StreamCounts {
+        let mut counts = StreamCounts::default();
+        for stream in self.streams.iter().filter(|stream| stream.terminated == terminated) {
+            counts.open += usize::from(stream.was_open);
+            counts.advanced += usize::from(stream.received.bytes() > stream.marked);
+            counts.closed += usize::from(stream.is_closed(self.sockets.get(stream.socket)));
+            counts.sent += stream.sent.bytes();
+            counts.received += stream.received.bytes();
+        }
+        counts
     }
 
     pub(super) fn report(&self) -> Vec<StreamReport> {
@@ -153,10 +157,12 @@ impl Host {
 }
 
 impl Stream {
-    fn new(socket: SocketHandle, end: Sender, id: u64) -> Self {
-        let greeting = if end == Sender::Client { id.to_be_bytes().to_vec() } else { Vec::new() };
+    fn new(socket: SocketHandle, end: Sender, id: u64, terminated: bool) -> Self {
+        let greets = end == Sender::Client && !terminated;
+        let greeting = if greets { id.to_be_bytes().to_vec() } else { Vec::new() };
         let (sent, received) = Self::passed(id, end);
-        Self { socket, end, id, greeting, sent, received, marked: 0, was_open: false, closing: false }
+        let received = if terminated { sent.clone() } else { received };
+        Self { socket, end, id, terminated, greeting, sent, received, marked: 0, was_open: false, closing: false }
     }
 
     fn passed(id: u64, end: Sender) -> (Passed, Passed) {
@@ -214,6 +220,7 @@ impl Stream {
         let mismatch = (!self.received.is_intact()).then(|| "other bytes arrived than were sent".to_owned());
         StreamReport {
             id: self.id,
+            terminated: self.terminated,
             sent: self.sent.bytes(),
             sent_hash: self.sent.hash(),
             received: self.received.bytes(),

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use hibernet_netstack::Supplied;
 use hibernet_snapshot::Entropy;
 use serde::de::DeserializeOwned;
 
@@ -16,6 +17,7 @@ use super::broken::Broken;
 use super::carried::Carried;
 use super::carried::Cycle;
 use super::carried::Expected;
+use super::network::BothProgress;
 use super::scenario;
 use super::scenario::Rules;
 use super::scenario::StreamPlans;
@@ -61,7 +63,7 @@ fn carry(dir: &Path, watch: &Watch) -> anyhow::Result<Carried> {
         let canary = ask(&mut engine, Request::Canary { path: image.clone() })?;
         drop(engine);
 
-        engine = Engine::restored(&image)?;
+        engine = Engine::restored(&image, Supplied::default())?;
         memory.attach(&mut engine)?;
         let list_equal = ask::<ListReply>(&mut engine, Request::List)? == listed;
         let status: StatusReply = ask(&mut engine, Request::Status)?;
@@ -76,17 +78,15 @@ fn carry(dir: &Path, watch: &Watch) -> anyhow::Result<Carried> {
     memory.let_all_advance(&mut engine, watch)?;
     memory.guest.quiet();
     memory.world.quiet();
-    memory.turn_until(&mut engine, watch, LONG, |memory| {
-        let ((guest_sent, guest_received), (world_sent, world_received)) =
-            (memory.guest.totals(), memory.world.totals());
-        guest_sent == world_received && world_sent == guest_received
-    })?;
+    memory.turn_until(&mut engine, watch, LONG, |memory| memory.progress().all_arrived())?;
     memory.guest.close();
     memory.world.close();
-    memory.turn_until(&mut engine, watch, LONG, |memory| memory.guest.all_closed() && memory.world.all_closed())?;
+    memory.turn_until(&mut engine, watch, LONG, |memory| memory.progress().closed() == STREAMS)?;
     let report = |host: &Host| PeerReport { streams: host.report(), ..PeerReport::default() };
     let (guest, world) = (report(&memory.guest), report(&memory.world));
-    let expected = Expected { mode: "in memory", links: "memory", streams: STREAMS, datagram_flows: 0, pings: 0 };
+    let terminated = scenario::terminated(STREAMS);
+    let expected =
+        Expected { mode: "in memory", links: "memory", streams: STREAMS, terminated, datagram_flows: 0, pings: 0 };
     Ok(Carried { expected, cycles, keys, guest, world, before: <_>::default(), after: <_>::default(), overruns: 0 })
 }
 
@@ -119,8 +119,8 @@ impl Memory {
             (&mut world, scenario::world_listens(), &plans.by_guest),
         ] {
             for address in at {
-                let arriving = streams.iter().filter(|plan| plan.to.is_ipv4() == address.is_ipv4()).count();
-                host.listen(address, arriving)?;
+                let arriving = streams.iter().filter(|plan| plan.to.is_ipv4() == address.is_ipv4() && !plan.terminated);
+                host.listen(address, arriving.count())?;
             }
         }
         plans.by_guest.iter().try_for_each(|plan| guest.connect(plan))?;
@@ -147,8 +147,12 @@ impl Memory {
         self.world.mark();
     }
 
+    fn progress(&self) -> BothProgress {
+        BothProgress { guest: self.guest.progress(), world: self.world.progress() }
+    }
+
     fn advanced(&self) -> usize {
-        self.guest.advanced().min(self.world.advanced())
+        self.progress().advanced()
     }
 
     fn let_all_advance(&mut self, engine: &mut Engine, watch: &Watch) -> anyhow::Result<usize> {

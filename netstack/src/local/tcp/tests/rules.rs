@@ -290,3 +290,14 @@ fn a_handle_outlives_its_connection_until_it_is_given_back_also_over_a_restore()
     let (heir, _) = reborn(&heir, 6, talk.now);
     assert!(heir.tcp_streams().is_empty());
 }
+
+#[test]
+fn an_embedder_finds_its_listeners_and_streams_again_by_ids_it_has_saved() {
+    let talk = Talk::open(true, None, StreamOptions::default());
+    let (listeners, streams) = (talk.stack.tcp_listeners(), talk.stack.tcp_streams());
+    assert_eq!((listeners.len(), &streams), (1, &vec![talk.stream]));
+    let noted = serde_json::to_string(&(&listeners, &streams)).unwrap();
+    let (heir, _) = reborn(&talk.stack, 5, talk.now);
+    assert_eq!((heir.tcp_listeners(), heir.tcp_streams()), serde_json::from_str(&noted).unwrap());
+    assert_eq!(heir.tcp_listener_addr(listeners[0]), talk.stack.tcp_listener_addr(listeners[0]));
+}
