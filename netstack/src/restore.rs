@@ -16,10 +16,11 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use self::reset::LocalStream;
+use crate::ethernet::{CheckedNeighbours, NeighboursSection};
 use crate::event::EventQueue;
 use crate::fragments::{Defragmenter, FragmentsSection};
 use crate::image::{
-    CONNTRACK, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, RULES, RulesSection, SCHEMA,
+    CONNTRACK, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, NEIGHBOURS, RULES, RulesSection, SCHEMA,
     SECTION_VERSION, SECTIONS, STATS,
 };
 use crate::link::Links;
@@ -41,6 +42,7 @@ pub struct Decoded {
     stats: <Stats as Snapshot>::Saved,
     conntrack: ConntrackSaved,
     fragments: <FragmentsSection as Snapshot>::Saved,
+    neighbours: <NeighboursSection as Snapshot>::Saved,
 }
 
 /// A state that passed every check. It has no keys, so nothing can be looked up in it.
@@ -55,6 +57,7 @@ pub struct Validated {
     stats: Stats,
     conntrack: hibernet_conntrack::Validated,
     fragments: Defragmenter,
+    neighbours: CheckedNeighbours,
     now: Instant,
 }
 
@@ -186,6 +189,7 @@ impl Decoded {
             stats: section(&image, STATS, limits)?,
             conntrack: section(&image, CONNTRACK, limits)?,
             fragments: section(&image, FRAGMENTS, limits)?,
+            neighbours: section(&image, NEIGHBOURS, limits)?,
             header,
         })
     }
@@ -197,15 +201,17 @@ impl Decoded {
 
     /// Checks every value against everything the running stack relies on. Remaining times count from `now`.
     pub fn validate(self, entropy: &mut Entropy, now: Instant) -> Result<Validated, RestoreError> {
-        let Self { header, lineage, rules, links, local, stats, conntrack, fragments } = self;
+        let Self { header, lineage, rules, links, local, stats, conntrack, fragments, neighbours } = self;
         let LineageSection { parents } = valid(LINEAGE, LineageSection::restore(lineage, (), entropy))?;
         let LinksSection { links, routes } = valid(LINKS, LinksSection::restore(links, (), entropy))?;
         let links = checked_links(links).map_err(|error| config(LINKS, error))?;
         let routes = RouteTable::new(&links, routes).map_err(|error| config(LINKS, error.into()))?;
         let set = valid(RULES, RulesSection::restore(rules, (), entropy).and_then(RulesSection::into_set))?;
         let fragments = FragmentsSection::restore(fragments, (), entropy);
+        let neighbours = NeighboursSection::restore(neighbours, (), entropy);
         Ok(Validated {
             fragments: valid(FRAGMENTS, fragments.and_then(|section| section.into_defragmenter(now)))?,
+            neighbours: valid(NEIGHBOURS, neighbours.and_then(|section| section.check(&links, now)))?,
             generation: header.generation,
             parents,
             rules: Rules::load(set, &links).map_err(|error| config(RULES, error.into()))?,
@@ -222,7 +228,8 @@ impl Decoded {
 impl Validated {
     /// Draws every key afresh from `entropy`, which is wiped afterwards, and files every flow under them.
     pub fn rehash(self, mut entropy: Entropy, policy: RestorePolicy) -> Result<Rehashed, RestoreError> {
-        let Self { generation, parents, links, routes, rules, services, stats, conntrack, fragments, now } = self;
+        let Self { generation, parents, links, routes, rules, services, stats, conntrack, fragments, neighbours, now } =
+            self;
         let RestorePolicy { clone: ClonePolicy::Move, time: TimePolicy::Freeze } = policy;
         let records = conntrack.flows();
         let conntrack = conntrack.rehash(&mut entropy)?;
@@ -243,6 +250,7 @@ impl Validated {
             work: VecDeque::new(),
             queues,
             ip_ids: WireChoices::redraw(&mut entropy),
+            neighbours: neighbours.open(&mut entropy),
             lineage,
             told: now,
         };

@@ -74,6 +74,8 @@ pub(crate) enum Decision {
 pub(crate) struct NextHop {
     /// The link.
     pub link: LinkId,
+    /// The router; none where the destination is on the link itself.
+    pub via: Option<IpAddr>,
 }
 
 /// Routes in the order they are tried, and what the links' addresses mean.
@@ -154,13 +156,20 @@ impl RouteTable {
 
     /// The way to an address that is not this host's own.
     pub(crate) fn next_hop(&self, dst: IpAddr) -> Option<NextHop> {
-        self.entry(dst).map(|entry| NextHop { link: entry.link })
+        self.entry(dst).map(|entry| NextHop { link: entry.link, via: entry.via })
     }
 
-    /// The way out for a packet of this host: its own addresses are reached over the loopback link.
-    pub(crate) fn output(&self, links: &Links, dst: IpAddr) -> Option<NextHop> {
+    /// The way out for a packet of this host: its own addresses are reached over the loopback link, and link-local ones on
+    /// the link that has the link-local address it is sent from.
+    pub(crate) fn output(&self, links: &Links, src: IpAddr, dst: IpAddr) -> Option<NextHop> {
         if is_own(links, dst) {
-            return Some(NextHop { link: LinkId::LOOPBACK });
+            return Some(NextHop { link: LinkId::LOOPBACK, via: None });
+        }
+        if is_link_local(src)
+            && (is_link_local(dst) || dst.is_multicast())
+            && let Some((link, _)) = links.iter().find(|(_, link)| link.addrs.iter().any(|own| own.addr() == src))
+        {
+            return Some(NextHop { link, via: None });
         }
         self.next_hop(dst)
     }
@@ -177,6 +186,11 @@ impl RouteTable {
         let hop = entry.via.unwrap_or(dst);
         let fits = |cidr: &&Cidr| cidr.addr().is_ipv4() == dst.is_ipv4() && !is_link_local(cidr.addr());
         let own = links.link(entry.link)?.addrs.as_slice();
+        if is_link_local(dst)
+            && let Some(cidr) = own.iter().find(|cidr| is_link_local(cidr.addr()))
+        {
+            return Some(cidr.addr());
+        }
         own.iter()
             .filter(fits)
             .find(|cidr| cidr.contains(hop))
@@ -299,6 +313,7 @@ mod tests {
     fn links() -> Links {
         let link = |name: &str, addrs: &[&str]| LinkConfig {
             name: name.into(),
+            medium: crate::Medium::Ip,
             mtu: 1500,
             addrs: addrs.iter().map(|addr| addr.parse().unwrap()).collect(),
         };
@@ -340,8 +355,8 @@ mod tests {
         let links = links();
         let table = table(&links, &[]);
         let iif = links.id("in").unwrap();
-        let out = Decision::Forward(NextHop { link: links.id("out").unwrap() });
-        let back = Decision::Forward(NextHop { link: iif });
+        let out = Decision::Forward(NextHop { link: links.id("out").unwrap(), via: None });
+        let back = Decision::Forward(NextHop { link: iif, via: None });
         for (src, dst, expected) in [
             ("10.0.0.2", "198.51.100.10", Decision::Unroutable),
             ("10.0.0.2", "255.255.255.255", Decision::LocalGroup),

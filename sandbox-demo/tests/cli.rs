@@ -9,6 +9,7 @@ use std::process::Output;
 
 use hibernet_conntrack::Config;
 use hibernet_netstack::LinkConfig;
+use hibernet_netstack::Medium;
 use hibernet_netstack::Ruleset;
 use hibernet_netstack::Stack;
 use hibernet_netstack::StackConfig;
@@ -143,6 +144,7 @@ fn image(dir: &TempDir, name: &str, generation: u8, addrs: &[&str]) -> String {
             name: "eth0".to_owned(),
             mtu: 1500,
             addrs: addrs.iter().map(|addr| addr.parse().expect("an address")).collect(),
+            medium: Medium::Ip,
         }],
         rules: Ruleset::open(),
         conntrack: Config { capacity: 1024, ..Config::default() },

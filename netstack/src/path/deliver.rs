@@ -8,6 +8,7 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{TcpPacket, TcpRepr, UdpPacket};
 
 use crate::drop_reason::DropReason;
+use crate::ethernet::is_about_neighbours;
 use crate::hook::Hook;
 use crate::icmp::{IcmpError, timestamp_reply};
 use crate::local::Segment;
@@ -33,7 +34,7 @@ impl Stack {
                 }
                 _ => self.drop_packet(DropReason::LocalMalformed, &packet),
             },
-            proto::TCP if group => self.drop_packet(DropReason::NoListener, &packet),
+            proto::TCP if group || packet.link_group => self.drop_packet(DropReason::NoListener, &packet),
             proto::TCP => match TcpPacket::new_checked(l4) {
                 Ok(tcp) => {
                     let segment = Segment {
@@ -106,7 +107,15 @@ impl Stack {
     }
 
     /// Echo and timestamp requests are answered; errors and answers have nobody here who waits for them.
+    ///
+    /// Neighbour discovery is for the link, if it is one that has neighbours.
     fn deliver_icmp(&mut self, packet: Packet, group: bool, now: Instant) {
+        if is_about_neighbours(&packet) {
+            if let Some(link) = packet.iif {
+                self.hear_ndp(link, &packet, now);
+            }
+            return;
+        }
         let id = u16::try_from(self.next_ip_id() & 0xffff).unwrap_or(0);
         if !group && let Some(reply) = timestamp_reply(packet.bytes(), packet.parsed(), packet.dst(), id) {
             // Its sender is this host; the drop of an answer is counted.

@@ -68,7 +68,7 @@ impl Stack {
         loop {
             while let Some(work) = self.work.pop_front() {
                 if left == 0 {
-                    let (Work::Output(packet) | Work::Loopback(packet)) = work;
+                    let (Work::Output(packet) | Work::OnLink(packet) | Work::Loopback(packet)) = work;
                     self.note_drop(DropReason::WorkLimit, None, Judge::default(), &packet);
                     continue;
                 }
@@ -77,6 +77,10 @@ impl Stack {
                     Work::Output(packet) => {
                         // Nobody waits for the outcome of a packet that is an answer; its drop is counted.
                         let _outcome = self.send(packet, now);
+                    }
+                    Work::OnLink(packet) => {
+                        // The same goes for what is said about neighbours.
+                        let _outcome = self.send_on_link(packet, now);
                     }
                     Work::Loopback(packet) => self.receive(packet, now),
                 }
@@ -117,7 +121,7 @@ impl Stack {
     /// Tells the sender of a packet by ICMP, if it may be told. The answer belongs to the packet's flow, so that NAT is
     /// undone in it.
     pub(crate) fn answer_icmp(&mut self, error: IcmpError, packet: &Packet) {
-        let may = icmp::may_answer(packet.bytes(), packet.parsed(), &self.links, error);
+        let may = !packet.link_group && icmp::may_answer(packet.bytes(), packet.parsed(), &self.links, error);
         let answer = if may { self.icmp_error(error, packet) } else { None };
         self.queue_answer(answer, packet);
     }
@@ -129,7 +133,8 @@ impl Stack {
             }
             RejectWith::PortUnreachable => count(&mut self.stats.errors_suppressed),
             RejectWith::TcpReset => {
-                let may = icmp::may_answer(packet.bytes(), packet.parsed(), &self.links, IcmpError::Port);
+                let may = !packet.link_group
+                    && icmp::may_answer(packet.bytes(), packet.parsed(), &self.links, IcmpError::Port);
                 let reset = if may { Reset::answering(packet.bytes(), packet.parsed()) } else { None };
                 let reset = reset.and_then(|reset| reset.datagram());
                 if reset.is_some() {

@@ -38,24 +38,34 @@ impl Stack {
 
     /// A packet made here: to its link by its destination, and again where OUTPUT has changed the destination.
     pub(crate) fn send(&mut self, mut packet: Packet, now: Instant) -> Result<(), Ended> {
-        packet.oif = Some(self.way_out(&packet)?);
+        self.find_way_out(&mut packet)?;
         let dst = packet.dst();
         let mut packet = self.run_hook(Hook::Output, packet, now)?;
         if packet.dst() != dst {
-            packet.oif = Some(self.way_out(&packet)?);
+            self.find_way_out(&mut packet)?;
         }
+        self.leave(packet, now)
+    }
+
+    /// A packet made here for a link that is chosen already.
+    pub(super) fn send_on_link(&mut self, packet: Packet, now: Instant) -> Result<(), Ended> {
+        let packet = self.run_hook(Hook::Output, packet, now)?;
         self.leave(packet, now)
     }
 
     /// POSTROUTING, then the link.
     pub(super) fn leave(&mut self, packet: Packet, now: Instant) -> Result<(), Ended> {
         let packet = self.run_hook(Hook::Postrouting, packet, now)?;
-        self.transmit(packet)
+        self.transmit(packet, now)
     }
 
-    fn way_out(&mut self, packet: &Packet) -> Result<LinkId, Ended> {
-        match self.routes.output(&self.links, packet.dst()) {
-            Some(hop) => Ok(hop.link),
+    fn find_way_out(&mut self, packet: &mut Packet) -> Result<(), Ended> {
+        match self.routes.output(&self.links, packet.src(), packet.dst()) {
+            Some(hop) => {
+                packet.oif = Some(hop.link);
+                packet.via = hop.via;
+                Ok(())
+            }
             None => {
                 self.drop_packet(DropReason::NoRoute, packet);
                 Err(Some(DropReason::NoRoute))
@@ -63,7 +73,7 @@ impl Stack {
         }
     }
 
-    fn transmit(&mut self, mut packet: Packet) -> Result<(), Ended> {
+    fn transmit(&mut self, mut packet: Packet, now: Instant) -> Result<(), Ended> {
         let link = packet.oif.unwrap_or(LinkId::LOOPBACK);
         if link == LinkId::LOOPBACK {
             packet.iif = Some(LinkId::LOOPBACK);
@@ -81,8 +91,8 @@ impl Stack {
             refragment(packet.bytes(), packet.parsed(), packet.reassembled.as_ref(), limit, || self.next_ip_id())
         };
         match refragmented {
-            Refragmented::Whole => self.queue_egress(link, packet),
-            Refragmented::Pieces(pieces) => self.queue_pieces(link, &packet, pieces),
+            Refragmented::Whole => self.queue_egress(link, packet, now),
+            Refragmented::Pieces(pieces) => self.queue_pieces(link, &packet, pieces, now),
             Refragmented::TooBig => {
                 self.drop_packet(DropReason::PacketTooBig, &packet);
                 Err(Some(DropReason::PacketTooBig))
@@ -90,19 +100,34 @@ impl Stack {
         }
     }
 
-    fn queue_pieces(&mut self, link: LinkId, packet: &Packet, pieces: Vec<Vec<u8>>) -> Result<(), Ended> {
+    fn queue_pieces(&mut self, link: LinkId, packet: &Packet, pieces: Vec<Vec<u8>>, now: Instant) -> Result<(), Ended> {
         if self.egress.len().saturating_add(pieces.len()) > self.queues.egress {
             self.drop_packet(DropReason::EgressFull, packet);
             return Err(Some(DropReason::EgressFull));
         }
+        let mac = self.ethernet_mac(link);
         for datagram in pieces {
-            count(&mut self.stats.sent);
-            self.egress.push_back(Egress { link, datagram });
+            match mac {
+                None => {
+                    count(&mut self.stats.sent);
+                    self.egress.push_back(Egress { link, datagram });
+                }
+                Some(mac) => match packet.piece(datagram) {
+                    Ok(piece) => self.send_framed(link, mac, piece, now)?,
+                    Err(reason) => {
+                        self.drop_packet(reason, packet);
+                        return Err(Some(reason));
+                    }
+                },
+            }
         }
         Ok(())
     }
 
-    fn queue_egress(&mut self, link: LinkId, packet: Packet) -> Result<(), Ended> {
+    fn queue_egress(&mut self, link: LinkId, packet: Packet, now: Instant) -> Result<(), Ended> {
+        if let Some(mac) = self.ethernet_mac(link) {
+            return self.send_framed(link, mac, packet, now);
+        }
         if self.egress.len() >= self.queues.egress {
             self.drop_packet(DropReason::EgressFull, &packet);
             return Err(Some(DropReason::EgressFull));

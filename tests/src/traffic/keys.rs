@@ -20,6 +20,8 @@ pub struct Keys {
     pub local: [u8; 16],
     /// Of IP identifications.
     pub ip_ids: [u8; 16],
+    /// Of how long confirmations of neighbours count.
+    pub neighbour_times: [u8; 16],
 }
 
 impl Keys {
@@ -29,13 +31,19 @@ impl Keys {
         let table = *entropy.secret().expose();
         drop(entropy.fork());
         let mut next = || *entropy.secret().expose();
-        Self { table, ports: next(), local: next(), ip_ids: next() }
+        Self { table, ports: next(), local: next(), ip_ids: next(), neighbour_times: next() }
     }
 
     /// Every key with the name that the canary scan has for it.
-    pub const fn named(&self) -> [(&'static str, [u8; 16]); 4] {
-        let Self { table, ports, local, ip_ids } = *self;
-        [("table hash", table), ("NAT ports", ports), ("local sockets", local), ("IP ids", ip_ids)]
+    pub const fn named(&self) -> [(&'static str, [u8; 16]); 5] {
+        let Self { table, ports, local, ip_ids, neighbour_times } = *self;
+        [
+            ("table hash", table),
+            ("NAT ports", ports),
+            ("local sockets", local),
+            ("IP ids", ip_ids),
+            ("neighbour times", neighbour_times),
+        ]
     }
 }
 
