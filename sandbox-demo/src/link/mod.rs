@@ -1,4 +1,4 @@
-//! Links: where the gateway's IP datagrams come from and go to.
+//! Links: where the gateway's IP datagrams or Ethernet frames come from and go to.
 
 mod memory;
 mod packet;
@@ -9,6 +9,8 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 
+use hibernet_netstack::MacAddr;
+use hibernet_netstack::Medium;
 use rustix::io::Errno;
 use serde::Serialize;
 
@@ -16,6 +18,7 @@ use self::memory::MemoryLink;
 pub(crate) use self::memory::Wire;
 use self::packet::PacketLink;
 use self::tun::TunLink;
+use crate::netlink::Netlink;
 
 /// One open link and the datagrams that could not leave it yet.
 pub(crate) struct Link {
@@ -25,7 +28,7 @@ pub(crate) struct Link {
     counts: LinkCounts,
 }
 
-/// A device to open: its kind and name, as the user writes it (`guest0`, `packet:guest0`, `tun:guest0`).
+/// A device to open: its kind and name, as the user writes it (`guest0`, `packet:guest0`, `tun:guest0`, `tap:guest0`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LinkSpec {
     kind: LinkKind,
@@ -51,6 +54,7 @@ pub(crate) struct LinkCounts {
 enum LinkKind {
     Packet,
     Tun,
+    Tap,
 }
 
 enum Port {
@@ -60,11 +64,20 @@ enum Port {
 }
 
 impl Link {
-    /// Opens the device. Datagrams that arrive from now on wait until they are read.
-    pub(crate) fn open(spec: &LinkSpec) -> anyhow::Result<Self> {
-        let port = match spec.kind {
-            LinkKind::Packet => Port::Packet(PacketLink::open(&spec.name)?),
-            LinkKind::Tun => Port::Tun(TunLink::open(&spec.name)?),
+    /// Opens the device for a link of that medium. What arrives from now on waits until it is read.
+    pub(crate) fn open(spec: &LinkSpec, medium: Medium) -> anyhow::Result<Self> {
+        let name = &spec.name;
+        let port = match (spec.kind, medium) {
+            (LinkKind::Packet, medium) => Port::Packet(PacketLink::open(name, medium)?),
+            (LinkKind::Tun, Medium::Ip) => Port::Tun(TunLink::open(name, false)?),
+            (LinkKind::Tap, Medium::Ethernet { .. }) => Port::Tun(TunLink::open(name, true)?),
+            (LinkKind::Tun, Medium::Ethernet { .. }) => anyhow::bail!(
+                "link {name} carries Ethernet, a TUN device carries IP: give `--link tap:{name}`, or make it a link of IP"
+            ),
+            (LinkKind::Tap, Medium::Ip) => anyhow::bail!(
+                "link {name} carries IP, a TAP device carries Ethernet: say `\"medium\": \"ethernet\"` of it in the \
+                 configuration, or give `--link tun:{name}`"
+            ),
         };
         Ok(Self::with_port(&spec.name, port))
     }
@@ -154,6 +167,25 @@ impl Link {
     }
 }
 
+impl LinkSpec {
+    /// The device's name, which is the link's.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The hardware address a link over this device has unless it is given one: the device's, for a packet socket stands in
+    /// its place; none for TAP, whose device is the other end.
+    pub(crate) fn own_mac(&self) -> anyhow::Result<Option<MacAddr>> {
+        match self.kind {
+            LinkKind::Packet => {
+                let mac = MacAddr::new(Netlink::open()?.device(&self.name)?.mac);
+                Ok(mac.is_unicast().then_some(mac))
+            }
+            LinkKind::Tun | LinkKind::Tap => Ok(None),
+        }
+    }
+}
+
 impl FromStr for LinkSpec {
     type Err = String;
 
@@ -162,7 +194,8 @@ impl FromStr for LinkSpec {
             None => (LinkKind::Packet, text),
             Some(("packet", name)) => (LinkKind::Packet, name),
             Some(("tun", name)) => (LinkKind::Tun, name),
-            Some((other, _)) => return Err(format!("found link kind `{other}`, expected `packet` or `tun`")),
+            Some(("tap", name)) => (LinkKind::Tap, name),
+            Some((other, _)) => return Err(format!("found link kind `{other}`, expected `packet`, `tun` or `tap`")),
         };
         if name.is_empty() || name.len() > MAX_DEVICE_NAME || name.contains(['/', ' ']) {
             return Err(format!("found device name `{name}`, expected 1 to {MAX_DEVICE_NAME} letters or digits"));
@@ -176,6 +209,7 @@ impl fmt::Display for LinkSpec {
         match self.kind {
             LinkKind::Packet => write!(f, "{}", self.name),
             LinkKind::Tun => write!(f, "tun:{}", self.name),
+            LinkKind::Tap => write!(f, "tap:{}", self.name),
         }
     }
 }
@@ -207,10 +241,22 @@ mod tests {
 
     #[test]
     fn kinds_and_names_that_cannot_be_are_refused_with_what_was_expected() {
-        let error = "tap:x".parse::<LinkSpec>().expect_err("no such kind");
-        assert!(error.contains("`tap`") && error.contains("`tun`"), "{error}");
+        let error = "wire:x".parse::<LinkSpec>().expect_err("no such kind");
+        assert!(error.contains("`wire`") && error.contains("`tap`"), "{error}");
         let error = "a-name-longer-than-any-device".parse::<LinkSpec>().expect_err("too long");
         assert!(error.contains("1 to 15"), "{error}");
+    }
+
+    #[test]
+    fn a_device_that_carries_something_else_than_its_link_is_refused_with_the_remedy() {
+        let open = |spec: &str, medium| {
+            let spec: LinkSpec = spec.parse().expect("a device");
+            Link::open(&spec, medium).err().expect("they do not fit").to_string()
+        };
+        let ethernet = Medium::Ethernet { mac: MacAddr::new([2, 0, 0, 0, 0, 1]) };
+        assert!(open("tun:g0", ethernet).contains("`--link tap:g0`"));
+        assert!(open("tap:g0", Medium::Ip).contains("\"medium\": \"ethernet\""));
+        assert_eq!("tap:g0".parse::<LinkSpec>().expect("a device").to_string(), "tap:g0");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A link over a TUN device: the other end is the kernel of this namespace.
+//! A link over a TUN or TAP device: the other end is the kernel of this namespace.
 
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
@@ -13,19 +13,22 @@ use super::ethertype;
 use crate::fault::errno_fault;
 use crate::sys;
 
-/// An attached TUN device.
+/// An attached device: TUN has datagrams, TAP has frames.
 pub(super) struct TunLink {
     tun: OwnedFd,
+    frames: bool,
     buffer: Vec<u8>,
 }
 
 impl TunLink {
-    pub(super) fn open(name: &str) -> anyhow::Result<Self> {
+    pub(super) fn open(name: &str, frames: bool) -> anyhow::Result<Self> {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let tun = rustix::fs::open("/dev/net/tun", flags, Mode::empty())
             .map_err(|errno| errno_fault("opening /dev/net/tun", errno))?;
-        sys::attach_tun(&tun, name).map_err(|errno| errno_fault(format_args!("attaching to tun:{name}"), errno))?;
-        Ok(Self { tun, buffer: vec![0; MAX_DATAGRAM] })
+        let kind = if frames { "tap" } else { "tun" };
+        sys::attach_tun(&tun, name, frames)
+            .map_err(|errno| errno_fault(format_args!("attaching to {kind}:{name}"), errno))?;
+        Ok(Self { tun, frames, buffer: vec![0; MAX_READ] })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -40,7 +43,7 @@ impl TunLink {
                 Err(_) => return None,
             };
             let datagram = self.buffer.get(..read)?;
-            if ethertype(datagram).is_some() {
+            if self.frames || ethertype(datagram).is_some() {
                 return Some(datagram.to_vec());
             }
             counts.unreadable += 1;
@@ -52,5 +55,5 @@ impl TunLink {
     }
 }
 
-/// The longest IP datagram.
-const MAX_DATAGRAM: usize = 65_535;
+/// The longest IP datagram in a frame with a VLAN tag.
+const MAX_READ: usize = 65_535 + 18;
