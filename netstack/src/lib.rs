@@ -1,9 +1,10 @@
 //! A sans-IO network stack for sandboxes: hooks, rules, NAT, routes and sockets, saved and restored whole.
 //!
-//! A [`Stack`] takes IP datagrams or Ethernet frames from links and gives such to links. Between them stand netfilter's five hook
-//! points with netfilter's stations and priorities, chains of rules that read like nft's, connection tracking and NAT
-//! (crate `hibernet-conntrack`), routes with the ICMP errors of a router, and behind INPUT and OUTPUT smoltcp with this
-//! host's own sockets. What the kernel can be seen to do is done the same way, and held against its recorded answers.
+//! A [`Stack`] takes IP datagrams or Ethernet frames from links and gives such to links. Between them stand netfilter's
+//! five hook points with netfilter's stations and priorities, chains of rules that read like nft's, connection tracking
+//! and NAT (crate `hibernet-conntrack`), routes with the ICMP errors of a router, and behind INPUT and OUTPUT smoltcp
+//! with this host's own sockets. What the kernel can be seen to do is done the same way, and held against its recorded
+//! answers.
 //!
 //! [`Stack::save`] writes all of it as one image, without one key. The way back has steps that the types enforce:
 //! [`Decoded`], [`Validated`], [`Rehashed`], and only then a [`Stack`] that takes traffic, its rules in force before its

@@ -57,8 +57,8 @@ enum Command {
     },
     /// Run a gateway between network devices.
     ///
-    /// The gateway reads and writes IP datagrams or Ethernet frames on existing devices and passes them through its hooks, as
-    /// the configuration says:
+    /// The gateway reads and writes IP datagrams or Ethernet frames on existing devices and passes them through its
+    /// hooks, as the configuration says:
     #[command(after_long_help = EXAMPLE)]
     Run(RunArgs),
     /// Save a running gateway to a file.
@@ -147,8 +147,8 @@ struct RunArgs {
 /// Where a gateway runs.
 #[derive(Debug, Args)]
 struct RunPlace {
-    /// A device to join to the stack's link of that name: `eth0` (a packet socket, on a point-to-point IP link or an Ethernet
-    /// link), `tun:NAME` (IP) or `tap:NAME` (Ethernet). Give it once per link.
+    /// A device to join to the stack's link of that name: `eth0` (a packet socket, on a point-to-point IP link or an
+    /// Ethernet link), `tun:NAME` (IP) or `tap:NAME` (Ethernet). Give it once per link.
     #[arg(long = "link", value_name = "DEVICE", required = true)]
     links: Vec<LinkSpec>,
     /// Pass no traffic until `sandbox-demo resume`.

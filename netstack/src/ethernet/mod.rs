@@ -5,9 +5,10 @@
 //! ICMPv6 and pass PREROUTING and INPUT, or OUTPUT and POSTROUTING, untracked, so that rules see them.
 //!
 //! As the kernel by default: requests for any address of this host are answered (`arp_ignore` 0), announcements update
-//! neighbours that are known and make none (`arp_accept` 0), a claim to an own address changes nothing, and own addresses are
-//! used without a search for duplicates (as with `nodad`). Router solicitations, router advertisements and redirects are
-//! ignored: this is a router, and none that advertises itself. Group membership is not reported (no MLD, no IGMP).
+//! neighbours that are known and make none (`arp_accept` 0), a claim to an own address changes nothing, and own
+//! addresses are used without a search for duplicates (as with `nodad`). Router solicitations, router advertisements
+//! and redirects are ignored: this is a router, and none that advertises itself. Group membership is not reported (no
+//! MLD, no IGMP).
 
 mod arp;
 mod frame;

@@ -145,8 +145,8 @@ impl Neighbours {
         Self { tables: BTreeMap::new(), timers: BTreeSet::new(), times: WireChoices::redraw(entropy) }
     }
 
-    /// The hardware address of the next hop `hop`, if it is known. It counts as used from now on, unless what is sent is only
-    /// `about` neighbours: who asks does not become worth more than who is talked to.
+    /// The hardware address of the next hop `hop`, if it is known. It counts as used from now on, unless what is sent
+    /// is only `about` neighbours: who asks does not become worth more than who is talked to.
     pub(crate) fn known(&mut self, link: LinkId, hop: IpAddr, about: bool, now: Instant) -> Option<MacAddr> {
         let neighbour = self.tables.get_mut(&link)?.entries.get_mut(&hop)?;
         if !about {

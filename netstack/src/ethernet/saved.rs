@@ -120,8 +120,8 @@ impl CheckedNeighbours {
 }
 
 impl NeighboursSection {
-    /// The neighbours as they were saved, with times that count from `now`. Each is checked against all that the table relies
-    /// on.
+    /// The neighbours as they were saved, with times that count from `now`. Each is checked against all that the table
+    /// relies on.
     pub(crate) fn check(self, links: &Links, now: Instant) -> Result<CheckedNeighbours, Invalid> {
         let mut neighbours = Vec::new();
         let mut last = None;

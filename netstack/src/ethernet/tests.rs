@@ -1,6 +1,6 @@
-//! Traces on Ethernet links, as text. Link `in` has the hardware address of `gateway`, link `out` that of `public`; the way to
-//! all else leads over `neighbour`. One trace serves both IP versions: to ask is an ARP request or a neighbour solicitation, to
-//! answer an ARP reply or a solicited advertisement.
+//! Traces on Ethernet links, as text. Link `in` has the hardware address of `gateway`, link `out` that of `public`; the
+//! way to all else leads over `neighbour`. One trace serves both IP versions: to ask is an ARP request or a neighbour
+//! solicitation, to answer an ARP reply or a solicited advertisement.
 
 use core::time::Duration;
 use std::net::IpAddr;

@@ -20,9 +20,9 @@ use crate::netlink::Netlink;
 use crate::sys;
 use crate::sys::PacketRing;
 
-/// The device's frames: whole for an Ethernet link, without their Ethernet header for an IP link. Both ends of an IP link's
-/// wire have the same hardware address, so what is sent to the device's own address is the other end's to take, and no ARP is
-/// needed.
+/// The device's frames: whole for an Ethernet link, without their Ethernet header for an IP link. Both ends of an IP
+/// link's wire have the same hardware address, so what is sent to the device's own address is the other end's to take,
+/// and no ARP is needed.
 pub(super) struct PacketLink {
     ring: PacketRing,
     socket: OwnedFd,
