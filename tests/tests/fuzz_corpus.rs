@@ -23,5 +23,5 @@ fn every_stored_image_is_of_the_present_layout() {
         }
         images += 1;
     }
-    assert!(images >= 81, "{images} images");
+    assert!(images >= 83, "{images} images");
 }
