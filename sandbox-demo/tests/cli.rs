@@ -27,7 +27,7 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
         &["run", "--link", "eth0"],
         &["run", "--config", "x"],
         &["run", "--config", "x", "--restore", "y", "--link", "eth0"],
-        &["run", "--config", "x", "--link", "tap:eth0"],
+        &["run", "--config", "x", "--link", "wire:eth0"],
         &["inspect"],
         &["diff", "only-one"],
     ] {
@@ -42,6 +42,7 @@ fn help_teaches() {
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("\"masquerade fully-random\"") && text.contains("nf_conntrack_tcp_loose"), "{text}");
+    assert!(text.contains("tap:NAME") && text.contains("\"medium\": \"ethernet\""), "{text}");
 }
 
 #[test]
