@@ -4,6 +4,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Entropy, GenerationId, Invalid, Schema, Snapshot};
 
 macro_rules! leaf {
@@ -25,7 +27,35 @@ macro_rules! leaf {
 }
 
 leaf!(u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize, bool, char, String);
-leaf!(IpAddr, Ipv4Addr, Ipv6Addr, Duration, GenerationId);
+leaf!(IpAddr, Ipv4Addr, Ipv6Addr, GenerationId);
+
+/// A [`Duration`] as it is written: what serde makes of one, but with one spelling. Serde itself reads a billion nanoseconds and
+/// more as seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DurationSaved {
+    secs: u64,
+    nanos: u32,
+}
+
+impl Snapshot for Duration {
+    type Saved = DurationSaved;
+    type Supplied = ();
+    const SCHEMA: Schema = Schema::Leaf { name: "Duration" };
+
+    fn save(&self) -> DurationSaved {
+        DurationSaved { secs: self.as_secs(), nanos: self.subsec_nanos() }
+    }
+
+    fn restore(saved: DurationSaved, (): (), _: &mut Entropy) -> Result<Self, Invalid> {
+        let DurationSaved { secs, nanos } = saved;
+        if nanos >= NANOS_OF_A_SECOND {
+            return Err(Invalid::new("nanos", nanos.to_string(), "less than a second"));
+        }
+        Ok(Self::new(secs, nanos))
+    }
+}
+
+const NANOS_OF_A_SECOND: u32 = 1_000_000_000;
 
 impl<T: Snapshot<Supplied = ()>> Snapshot for Option<T> {
     type Saved = Option<T::Saved>;

@@ -403,3 +403,16 @@ proptest! {
         check_identity(flows.collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn a_duration_has_one_spelling() {
+    let read = |bytes: &[u8]| {
+        let saved = codec::decode::<<Duration as Snapshot>::Saved>(bytes, &Limits::default()).unwrap();
+        Duration::restore(saved, (), &mut Entropy::from_test_seed(1))
+    };
+    let written = codec::encode(&Duration::new(3, 999_999_999).save()).unwrap();
+    assert_eq!(written, codec::encode(&Duration::new(3, 999_999_999)).unwrap());
+    assert_eq!(read(&written), Ok(Duration::new(3, 999_999_999)));
+    let another = [2_u64.to_le_bytes().as_slice(), &1_000_000_000_u32.to_le_bytes()].concat();
+    assert_eq!(read(&another).unwrap_err().to_string(), "nanos: found 1000000000, expected less than a second");
+}

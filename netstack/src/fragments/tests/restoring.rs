@@ -56,7 +56,7 @@ fn a_section_that_cannot_be_is_refused_with_the_field() {
     };
     let cases: [(Change, &str); 16] = [
         (|saved| saved.limits.ipfrag_time = 0, "limits.ipfrag_time"),
-        (|saved| saved.queues[0].1.remaining = Duration::ZERO, "queues[0].remaining"),
+        (|saved| saved.queues[0].1.remaining = Duration::ZERO.save(), "queues[0].remaining"),
         (|saved| saved.queues[1].0.dst = IpAddr::from([0; 16]), "queues[1].key"),
         (|saved| saved.queues[0].0.site.link = 3, "queues[0].key"),
         (|saved| saved.queues[0].0.src = IpAddr::from([10, 0, 0, 1]), "queues[0].head"),
