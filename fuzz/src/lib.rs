@@ -7,8 +7,8 @@ use core::time::Duration;
 
 use hibernet_conntrack::Config;
 use hibernet_netstack::{
-    Cidr, Decoded, LinkConfig, LocalServices, ReceiveLimits, RestorePolicy, Route, Ruleset, Stack, StackConfig,
-    Supplied,
+    Cidr, Decoded, LinkConfig, LocalServices, MacAddr, Medium, ReceiveLimits, RestorePolicy, Route, Ruleset, Stack,
+    StackConfig, Supplied,
 };
 use hibernet_snapshot::image::Limits;
 use hibernet_snapshot::{Entropy, GenerationId, Instant};
@@ -33,15 +33,21 @@ pub const RULES: &str = r#"{
     ]
 }"#;
 
-/// A router between `in` and `out`, with a small table.
+/// The hardware address of the router on the Ethernet link.
+pub const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
+
+/// A router between `in`, `out` and the Ethernet link `eth`, with a small table.
 pub fn stack(rules: Ruleset) -> Option<Stack> {
-    let cidrs = |addrs: [&str; 2]| addrs.iter().filter_map(|addr| addr.parse().ok()).collect();
-    let link = |name: &str, addrs| LinkConfig { name: name.into(), mtu: 1500, addrs: cidrs(addrs) };
+    let link = |name: &str, addrs| link(name, Medium::Ip, addrs);
     let mut conntrack = Config { capacity: 64, ..Config::default() };
     conntrack.sysctls.set("nf_conntrack_max", "48").ok()?;
     conntrack.sysctls.set("nf_conntrack_acct", "1").ok()?;
     let config = StackConfig {
-        links: vec![link("in", ["10.0.0.1/24", "fd00:10::1/64"]), link("out", ["203.0.113.1/24", "2001:db8:ff::1/64"])],
+        links: vec![
+            link("in", ["10.0.0.1/24", "fd00:10::1/64"]),
+            link("out", ["203.0.113.1/24", "2001:db8:ff::1/64"]),
+            LinkConfig { medium: Medium::Ethernet { mac: MAC }, ..link("eth", ["10.1.0.1/24", "fd00:11::1/64"]) },
+        ],
         routes: vec![
             Route { destination: Cidr::all_v4(), via: None, link: "out".into() },
             Route { destination: Cidr::all_v6(), via: None, link: "out".into() },
@@ -74,21 +80,29 @@ pub fn with_sockets(rules: Ruleset) -> Option<Stack> {
     Some(stack)
 }
 
+/// A link of that name.
+pub fn link(name: &str, medium: Medium, addrs: [&str; 2]) -> LinkConfig {
+    let addrs = addrs.iter().filter_map(|addr| addr.parse().ok()).collect();
+    LinkConfig { name: name.into(), mtu: 1500, addrs, medium }
+}
+
 /// Splits bytes into frames: a byte for link and waiting time, two for the length, the frame.
-pub fn frames(mut bytes: &[u8]) -> impl Iterator<Item = (bool, Duration, Vec<u8>)> {
+pub fn frames(mut bytes: &[u8]) -> impl Iterator<Item = (usize, Duration, Vec<u8>)> {
     core::iter::from_fn(move || {
         let ([head, low, high], rest) = bytes.split_first_chunk::<3>()?;
         let length = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
         let (frame, rest) = rest.split_at(length);
         bytes = rest;
-        Some((head & 1 == 1, Duration::from_millis(u64::from(head >> 1) * 100), frame.to_vec()))
+        let link = if head & ETHERNET != 0 { 2 } else { usize::from(head & 1) };
+        Some((link, Duration::from_millis(u64::from(head >> 1 & LONGEST_WAIT) * 100), frame.to_vec()))
     })
 }
 
-/// The frame as [`frames`] reads it.
-pub fn framed(out: bool, wait: u8, frame: &[u8]) -> Vec<u8> {
+/// The frame as [`frames`] reads it. `link`: 0 is `in`, 1 `out`, 2 `eth`.
+pub fn framed(link: u8, wait: u8, frame: &[u8]) -> Vec<u8> {
     let [low, high] = (frame.len() as u16).to_le_bytes();
-    let mut bytes = vec![u8::from(out) | wait << 1, low, high];
+    let link = if link == 2 { ETHERNET } else { link };
+    let mut bytes = vec![link | wait.min(LONGEST_WAIT) << 1, low, high];
     bytes.extend(frame);
     bytes
 }
@@ -96,11 +110,11 @@ pub fn framed(out: bool, wait: u8, frame: &[u8]) -> Vec<u8> {
 /// Feeds frames and lets time pass. What comes out is thrown away. Returns the time at the end.
 pub fn feed(stack: &mut Stack, bytes: &[u8]) -> Instant {
     let mut now = START;
-    let links = ["in", "out"].map(|name| stack.link(name));
-    for (out, wait, frame) in frames(bytes) {
+    let links = ["in", "out", "eth"].map(|name| stack.link(name));
+    for (link, wait, frame) in frames(bytes) {
         now = now.saturating_add(wait);
         stack.poll(now);
-        if let Some(link) = links[usize::from(out)] {
+        if let Some(link) = links[link] {
             stack.ingress(link, frame, now);
         }
         while stack.egress().is_some() {}
@@ -160,3 +174,8 @@ pub fn reseal(image: &mut [u8]) {
         put(image, at + 16, sum);
     }
 }
+
+/// The bit that names the Ethernet link.
+const ETHERNET: u8 = 0x80;
+/// The longest wait, in tenths of a second.
+const LONGEST_WAIT: u8 = 0x3f;

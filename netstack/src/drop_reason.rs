@@ -123,6 +123,25 @@ drop_reasons! {
     EgressFull = 96, "egress_full";
     /// Too much work from one packet: answers to answers.
     WorkLimit = 97, "work_limit";
+
+    /// The frame is shorter than an Ethernet header, or says that it comes from a group.
+    FrameMalformed = 112, "frame_malformed";
+    /// The frame is for another station.
+    FrameOtherHost = 113, "frame_other_host";
+    /// The frame has a VLAN tag; links carry frames without.
+    FrameVlan = 114, "frame_vlan";
+    /// The frame carries neither IPv4 nor IPv6 nor ARP.
+    FrameEthertype = 115, "frame_ethertype";
+    /// No ARP request or reply between Ethernet and IPv4, or with addresses that no host can have.
+    ArpInvalid = 116, "arp_invalid";
+    /// A message of neighbour discovery that a receiver must discard (RFC 4861, section 7.1).
+    NdpInvalid = 117, "ndp_invalid";
+    /// The next hop did not tell its hardware address; the sender was told, if it may be told.
+    NeighbourUnreachable = 118, "neighbour_unreachable";
+    /// Too much waits for hardware addresses; the packet that had waited longest makes room.
+    NeighbourQueueFull = 119, "neighbour_queue_full";
+    /// The packet waited for a neighbour that had to make room for another.
+    NeighbourTableFull = 120, "neighbour_table_full";
 }
 
 impl DropReason {

@@ -25,6 +25,8 @@ pub(crate) enum IcmpError {
         /// What it takes.
         mtu: u32,
     },
+    /// The next hop does not tell its hardware address.
+    Host,
     /// Nobody listens at the port, or a rule refuses.
     Port,
     /// Nothing here speaks the protocol.
@@ -63,6 +65,7 @@ fn error_v4(bytes: &[u8], parsed: &Parsed, error: IcmpError, source: IpAddr, id:
         IcmpError::TimeExceeded => (11, 0, 0),
         IcmpError::Reassembly => (11, 1, 0),
         IcmpError::TooBig { mtu } => (3, 4, mtu.min(0xffff)),
+        IcmpError::Host => (3, 1, 0),
         IcmpError::Port => (3, 3, 0),
         IcmpError::Protocol => (3, 2, 0),
     };
@@ -87,6 +90,7 @@ fn error_v6(bytes: &[u8], parsed: &Parsed, error: IcmpError, source: IpAddr) -> 
         IcmpError::TimeExceeded => (3, 0, 0),
         IcmpError::Reassembly => (3, 1, 0),
         IcmpError::TooBig { mtu } => (2, 0, mtu),
+        IcmpError::Host => (1, 3, 0),
         IcmpError::Port => (1, 4, 0),
         IcmpError::Protocol => (4, 1, next_header_at(bytes, parsed.header_len)),
     };

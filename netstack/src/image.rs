@@ -4,6 +4,7 @@ use hibernet_conntrack::Conntrack;
 use hibernet_snapshot::image::SectionId;
 use hibernet_snapshot::{FieldClass, FieldSchema, GenerationId, Invalid, Schema, Snapshot};
 
+use crate::ethernet::NeighboursSection;
 use crate::fragments::FragmentsSection;
 use crate::link::LinkConfig;
 use crate::local::{DatagramsSection, LocalServices, TcpSection};
@@ -19,6 +20,8 @@ pub(crate) const RULES: SectionId = SectionId::new(*b"RULE");
 pub(crate) const CONNTRACK: SectionId = SectionId::new(*b"CONN");
 /// Fragments that wait for the rest of their datagrams.
 pub(crate) const FRAGMENTS: SectionId = SectionId::new(*b"FRAG");
+/// Neighbours on Ethernet links, and packets that wait for their hardware addresses.
+pub(crate) const NEIGHBOURS: SectionId = SectionId::new(*b"NEIG");
 /// Counters.
 pub(crate) const STATS: SectionId = SectionId::new(*b"STAT");
 /// Services of the host itself.
@@ -30,7 +33,8 @@ pub(crate) const DATAGRAMS: SectionId = SectionId::new(*b"UDPS");
 /// Generations.
 pub(crate) const LINEAGE: SectionId = SectionId::new(*b"LINE");
 /// All of them, in the order they are written: rules come before what they guard.
-pub(crate) const SECTIONS: [SectionId; 9] = [LINEAGE, RULES, LINKS, LOCAL, STATS, CONNTRACK, FRAGMENTS, TCP, DATAGRAMS];
+pub(crate) const SECTIONS: [SectionId; 10] =
+    [LINEAGE, RULES, LINKS, LOCAL, STATS, CONNTRACK, FRAGMENTS, TCP, DATAGRAMS, NEIGHBOURS];
 /// Version of every section's layout.
 pub(crate) const SECTION_VERSION: u16 = 1;
 /// Most parents an image names.
@@ -49,10 +53,12 @@ pub(crate) const SCHEMA: Schema = Schema::Struct {
         section("fragments", FragmentsSection::SCHEMA),
         section("tcp", TcpSection::SCHEMA),
         section("datagrams", DatagramsSection::SCHEMA),
+        section("neighbours", NeighboursSection::SCHEMA),
         FieldSchema { name: "ip_ids", class: FieldClass::Redrawn },
         FieldSchema { name: "local_sockets", class: FieldClass::Redrawn },
         FieldSchema { name: "tcp_numbers", class: FieldClass::Redrawn },
         FieldSchema { name: "tcp_sockets", class: FieldClass::Rebuilt },
+        FieldSchema { name: "neighbour_times", class: FieldClass::Redrawn },
         FieldSchema { name: "route_table", class: FieldClass::Rebuilt },
         FieldSchema { name: "hook_table", class: FieldClass::Rebuilt },
         FieldSchema { name: "queues", class: FieldClass::Supplied },

@@ -1,9 +1,10 @@
 //! A sans-IO network stack for sandboxes: hooks, rules, NAT, routes and sockets, saved and restored whole.
 //!
-//! A [`Stack`] takes IP datagrams from links and gives IP datagrams to links. Between them stand netfilter's five hook
-//! points with netfilter's stations and priorities, chains of rules that read like nft's, connection tracking and NAT
-//! (crate `hibernet-conntrack`), routes with the ICMP errors of a router, and behind INPUT and OUTPUT this host's own sockets:
-//! TCP on smoltcp, UDP and ping. What the kernel can be seen to do is done the same way, and held against its recorded answers.
+//! A [`Stack`] takes IP datagrams or Ethernet frames from links and gives such to links. Between them stand netfilter's
+//! five hook points with netfilter's stations and priorities, chains of rules that read like nft's, connection tracking
+//! and NAT (crate `hibernet-conntrack`), routes with the ICMP errors of a router, and behind INPUT and OUTPUT this host's
+//! own sockets: TCP on smoltcp, UDP and ping. What the kernel can be seen to do is done the same way, and held against its
+//! recorded answers.
 //!
 //! [`Stack::save`] writes all of it as one image, without one key. The way back has steps that the types enforce:
 //! [`Decoded`], [`Validated`], [`Rehashed`], and only then a [`Stack`] that takes traffic, its rules in force before its
@@ -11,7 +12,7 @@
 //!
 //! ```
 //! use hibernet_netstack::{
-//!     Cidr, Decoded, LinkConfig, RestorePolicy, Route, Ruleset, Stack, StackConfig, Supplied,
+//!     Cidr, Decoded, LinkConfig, Medium, RestorePolicy, Route, Ruleset, Stack, StackConfig, Supplied,
 //! };
 //! use hibernet_snapshot::image::Limits;
 //! use hibernet_snapshot::{Entropy, Instant};
@@ -20,7 +21,7 @@
 //! let now = Instant::from_secs(1);
 //! let mut entropy = Entropy::from_test_seed(1); // a live stack takes Entropy::from_os()
 //! let link = |name: &str, addr: &str| -> Result<LinkConfig, Box<dyn std::error::Error>> {
-//!     Ok(LinkConfig { name: name.into(), mtu: 1500, addrs: vec![addr.parse()?] })
+//!     Ok(LinkConfig { name: name.into(), mtu: 1500, addrs: vec![addr.parse()?], medium: Medium::Ip })
 //! };
 //! let config = StackConfig {
 //!     links: vec![link("in", "10.0.0.1/24")?, link("out", "203.0.113.1/24")?],
@@ -73,7 +74,8 @@
 //!
 //! # What it does not do
 //! - **No I/O, clock or randomness**: datagrams, time and [`hibernet_snapshot::Entropy`] are arguments.
-//! - **No Ethernet**: links carry IP datagrams; there is no ARP or neighbour discovery.
+//! - **No VLAN tags, no proxy ARP, no bridge** on Ethernet links; no router advertisements are sent or heard, no group
+//!   membership is reported, and own addresses are not searched for duplicates.
 //! - **No multicast routing, no reverse path filter, no source routing, no policy routing**: one table, longest prefix.
 //! - **No sets or maps** in rules, and no rate limits, neither in rules nor for ICMP errors.
 //! - **No `Fork`**: a restore believes that the saved stack is gone.
@@ -83,6 +85,7 @@
 mod cidr;
 mod device;
 mod drop_reason;
+mod ethernet;
 mod event;
 mod fragments;
 mod hook;
@@ -110,10 +113,11 @@ mod test_stack;
 pub use crate::cidr::{Cidr, CidrError};
 pub use crate::device::{HookedConfig, HookedDevice, HookedError, HookedRxToken, HookedTxToken};
 pub use crate::drop_reason::DropReason;
+pub use crate::ethernet::{MacAddr, MacAddrError, NeighbourEntry, NeighbourState};
 pub use crate::event::{DropEvent, LogEvent, StackEvent};
 pub use crate::fragments::FragmentLimits;
 pub use crate::hook::{Hook, HookRow, HookRowKind, priority};
-pub use crate::link::{LinkConfig, LinkId};
+pub use crate::link::{LinkConfig, LinkId, Medium};
 pub use crate::local::{
     Congestion, ListenOptions, LocalError, LocalLimits, LocalServices, PingReply, PingSocket, ReceiveLimits,
     SocketError, StreamError, StreamOptions, StreamState, TcpListener, TcpStream, UdpDatagram, UdpSocket,

@@ -6,6 +6,7 @@ use hibernet_snapshot::{Invalid, Snapshot};
 use serde::{Deserialize, Serialize};
 
 use crate::cidr::Cidr;
+use crate::ethernet::MacAddr;
 
 /// A link of a stack: the loopback link, then the configured ones in their order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -21,7 +22,30 @@ impl LinkId {
     }
 }
 
-/// An IP link: datagrams in, datagrams out, no addresses of a lower layer.
+/// What a link carries.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize, Snapshot)]
+#[serde(rename_all = "snake_case")]
+pub enum Medium {
+    /// IP datagrams: no addresses of a lower layer.
+    #[default]
+    Ip,
+    /// Ethernet frames: neighbours are found by ARP and neighbour discovery.
+    Ethernet {
+        /// The hardware address of this host on the link: that of one station.
+        #[snapshot(saved)]
+        mac: MacAddr,
+    },
+}
+
+impl Medium {
+    /// Whether it is IP alone.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+    fn is_ip(&self) -> bool {
+        *self == Self::Ip
+    }
+}
+
+/// A link: what goes in and out on it, and who this host is there.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Snapshot)]
 #[snapshot(validate = sound)]
 pub struct LinkConfig {
@@ -32,14 +56,24 @@ pub struct LinkConfig {
     #[snapshot(saved)]
     pub mtu: u32,
     /// Addresses of this host on the link, with their networks. The first of a family is the primary one.
+    ///
+    /// An Ethernet link without a link-local address of IPv6 gets the one that follows from its hardware address
+    /// ([`MacAddr::link_local`]).
     #[snapshot(saved)]
     pub addrs: Vec<Cidr>,
+    /// What it carries.
+    #[serde(default, skip_serializing_if = "Medium::is_ip")]
+    #[snapshot(saved)]
+    pub medium: Medium,
 }
 
 /// The links of a stack.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Links {
+    /// The loopback link and the configured ones, with the addresses they have by themselves.
     links: Vec<LinkConfig>,
+    /// The configured ones as they were given.
+    given: Vec<LinkConfig>,
 }
 
 impl Links {
@@ -52,9 +86,10 @@ impl Links {
                 Cidr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8).unwrap_or(Cidr::host(IpAddr::V4(Ipv4Addr::LOCALHOST))),
                 Cidr::host(IpAddr::V6(Ipv6Addr::LOCALHOST)),
             ],
+            medium: Medium::Ip,
         }];
-        links.extend(configured);
-        Self { links }
+        links.extend(configured.iter().cloned().map(with_link_local));
+        Self { links, given: configured }
     }
 
     pub(crate) fn id(&self, name: &str) -> Option<LinkId> {
@@ -66,8 +101,17 @@ impl Links {
         self.links.get(id.index())
     }
 
-    pub(crate) fn link_mut(&mut self, id: LinkId) -> Option<&mut LinkConfig> {
-        self.links.get_mut(id.index())
+    /// The link of a number.
+    pub(crate) fn at(&self, number: u16) -> Option<LinkId> {
+        self.links.get(usize::from(number)).map(|_| LinkId(number))
+    }
+
+    /// Gives a configured link other addresses; comes back with those it had. `None` for any other link.
+    pub(crate) fn readdress(&mut self, id: LinkId, addrs: Vec<Cidr>) -> Option<Vec<Cidr>> {
+        let given = self.given.get_mut(id.index().checked_sub(1)?)?;
+        given.addrs = addrs;
+        let link = self.links.get_mut(id.index())?;
+        Some(core::mem::replace(link, with_link_local(given.clone())).addrs)
     }
 
     pub(crate) fn mtu(&self, id: LinkId) -> usize {
@@ -79,9 +123,14 @@ impl Links {
         self.links.iter().enumerate().filter_map(|(at, link)| Some((LinkId(u16::try_from(at).ok()?), link)))
     }
 
-    /// The links as they were configured.
+    /// The configured links, with the addresses they have by themselves.
     pub(crate) fn configured(&self) -> &[LinkConfig] {
         self.links.get(1..).unwrap_or_default()
+    }
+
+    /// The links as they were configured.
+    pub(crate) fn given(&self) -> &[LinkConfig] {
+        &self.given
     }
 
     /// The smallest MTU among the configured links.
@@ -89,6 +138,18 @@ impl Links {
         let smallest = self.configured().iter().map(|link| link.mtu).min();
         smallest.map_or(65_535, |mtu| usize::try_from(mtu).unwrap_or(65_535))
     }
+}
+
+/// The link with a link-local address, if it is of Ethernet and has none.
+fn with_link_local(mut link: LinkConfig) -> LinkConfig {
+    let has_one = link.addrs.iter().any(|own| matches!(own.addr(), IpAddr::V6(addr) if addr.is_unicast_link_local()));
+    if let Medium::Ethernet { mac } = link.medium
+        && !has_one
+        && let Ok(cidr) = Cidr::new(mac.link_local().into(), LINK_LOCAL_PREFIX)
+    {
+        link.addrs.push(cidr);
+    }
+    link
 }
 
 /// Checks one link; also what a saved link must fulfil.
@@ -111,6 +172,11 @@ pub(crate) fn sound(link: &LinkConfig) -> Result<(), Invalid> {
             return refuse("addrs", cidr.to_string(), "unicast addresses outside the loopback networks");
         }
     }
+    if let Medium::Ethernet { mac } = link.medium
+        && !mac.is_unicast()
+    {
+        return refuse("medium.mac", mac.to_string(), "the hardware address of one station");
+    }
     Ok(())
 }
 
@@ -126,6 +192,8 @@ fn is_unicast(addr: IpAddr) -> bool {
 
 /// Name of the loopback link.
 const LOOPBACK_NAME: &str = "lo";
+/// Length of the prefix of link-local addresses (RFC 4291, section 2.5.6).
+const LINK_LOCAL_PREFIX: u8 = 64;
 /// Most addresses of one link.
 const MAX_ADDRS: usize = 64;
 /// Most links of a stack.
@@ -136,7 +204,7 @@ mod tests {
     use super::*;
 
     fn link(name: &str, mtu: u32, addr: &str) -> LinkConfig {
-        LinkConfig { name: name.into(), mtu, addrs: vec![addr.parse().unwrap()] }
+        LinkConfig { name: name.into(), mtu, addrs: vec![addr.parse().unwrap()], medium: Medium::Ip }
     }
 
     #[test]
@@ -154,6 +222,33 @@ mod tests {
         ] {
             assert_eq!(sound(&bad).unwrap_err().field, field);
         }
+    }
+
+    #[test]
+    fn an_ethernet_link_has_a_link_local_address_of_its_own_unless_it_is_given_one() {
+        let mac: MacAddr = "02:00:00:00:00:01".parse().unwrap();
+        let ethernet = |addr: &str| LinkConfig { medium: Medium::Ethernet { mac }, ..link("in", 1500, addr) };
+        let addrs = |link: LinkConfig| {
+            let links = Links::new(vec![link]);
+            let text: Vec<String> = links.configured()[0].addrs.iter().map(ToString::to_string).collect();
+            assert_eq!(links.given()[0].addrs.len(), 1);
+            text
+        };
+        assert_eq!(addrs(ethernet("10.0.0.1/24")), ["10.0.0.1/24", "fe80::ff:fe00:1/64"]);
+        assert_eq!(addrs(ethernet("fe80::1/64")), ["fe80::1/64"]);
+        assert_eq!(addrs(link("in", 1500, "10.0.0.1/24")), ["10.0.0.1/24"]);
+        let group =
+            LinkConfig { medium: Medium::Ethernet { mac: MacAddr::BROADCAST }, ..link("in", 1500, "10.0.0.1/24") };
+        assert_eq!(sound(&group).unwrap_err().field, "medium.mac");
+    }
+
+    #[test]
+    fn json_says_what_a_link_carries_unless_it_is_ip() {
+        let read = |text: &str| serde_json::from_str::<LinkConfig>(text).map(|link| link.medium);
+        assert_eq!(read(r#"{"name":"a","mtu":1500,"addrs":[]}"#).unwrap(), Medium::Ip);
+        let ethernet = r#"{"name":"a","mtu":1500,"addrs":[],"medium":{"ethernet":{"mac":"02:00:00:00:00:01"}}}"#;
+        let mac = "02:00:00:00:00:01".parse().unwrap();
+        assert_eq!(read(ethernet).unwrap(), Medium::Ethernet { mac });
     }
 
     #[test]

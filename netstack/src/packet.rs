@@ -8,6 +8,7 @@ use crate::drop_reason::DropReason;
 use crate::fragments::Cuts;
 use crate::link::LinkId;
 use crate::reject::RejectWith;
+use crate::route::NextHop;
 use crate::rules::Subject;
 
 /// A datagram and what the stack knows of it.
@@ -23,6 +24,10 @@ pub struct Packet {
     pub(crate) zone: Option<Zone>,
     pub(crate) iif: Option<LinkId>,
     pub(crate) oif: Option<LinkId>,
+    /// The router its route leads to; none where the destination is on the link itself.
+    pub(crate) via: Option<IpAddr>,
+    /// Whether it came in a frame to a group: it is not routed on, and its sender is told nothing (RFC 1122, section 3.2.2).
+    pub(crate) link_group: bool,
     pub(crate) local: bool,
     /// How it came, if reassembly has put it together.
     pub(crate) reassembled: Option<Cuts>,
@@ -68,7 +73,7 @@ impl Packet {
     /// The copy belongs to the same flow if that is in the table. A new flow stays with the original, and ends with it when
     /// it is dropped; the copy is then exempt from tracking.
     pub fn duplicate(&self) -> Self {
-        let Self { bytes, parsed, attachment, zone, iif, oif, local, reassembled } = self;
+        let Self { bytes, parsed, attachment, zone, iif, oif, via, link_group, local, reassembled } = self;
         Self {
             bytes: bytes.clone(),
             parsed: *parsed,
@@ -76,9 +81,25 @@ impl Packet {
             zone: *zone,
             iif: *iif,
             oif: *oif,
+            via: *via,
+            link_group: *link_group,
             local: *local,
             reassembled: reassembled.clone(),
         }
+    }
+
+    /// Settles the way it leaves by.
+    pub(crate) const fn leave_by(&mut self, hop: NextHop) {
+        self.oif = Some(hop.link);
+        self.via = hop.via;
+    }
+
+    /// A fragment of it, cut on the way out.
+    pub(crate) fn piece(&self, bytes: Vec<u8>) -> Result<Self, DropReason> {
+        let Self { bytes: _, parsed: _, attachment, zone, iif, oif, via, link_group, local, reassembled: _ } = self;
+        let attachment = attachment.for_duplicate();
+        let (zone, oif, via, link_group) = (*zone, *oif, *via, *link_group);
+        Ok(Self { attachment, zone, oif, via, link_group, ..Self::new(bytes, *iif, *local)? })
     }
 
     /// The datagram as it is now.
@@ -195,6 +216,8 @@ impl Packet {
             zone: None,
             iif,
             oif: None,
+            via: None,
+            link_group: false,
             local,
             reassembled: None,
         })

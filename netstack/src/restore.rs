@@ -15,11 +15,12 @@ use hibernet_snapshot::{Entropy, GenerationId, Instant, Invalid, Redraw, Snapsho
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+use crate::ethernet::{CheckedNeighbours, NeighboursSection};
 use crate::event::EventQueue;
 use crate::fragments::{Defragmenter, FragmentsSection};
 use crate::image::{
-    CONNTRACK, DATAGRAMS, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, RULES, RulesSection, SCHEMA,
-    SECTION_VERSION, SECTIONS, STATS, TCP,
+    CONNTRACK, DATAGRAMS, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, NEIGHBOURS, RULES,
+    RulesSection, SCHEMA, SECTION_VERSION, SECTIONS, STATS, TCP,
 };
 use crate::link::Links;
 use crate::local::{Datagrams, DatagramsSection, Local, LocalLimits, LocalServices, StreamReset, TcpSection};
@@ -42,6 +43,7 @@ pub struct Decoded {
     fragments: <FragmentsSection as Snapshot>::Saved,
     tcp: <TcpSection as Snapshot>::Saved,
     datagrams: <DatagramsSection as Snapshot>::Saved,
+    neighbours: <NeighboursSection as Snapshot>::Saved,
 }
 
 /// A state that passed every check. It has no keys, so nothing can be looked up in it.
@@ -58,6 +60,7 @@ pub struct Validated {
     fragments: Defragmenter,
     tcp: TcpSection,
     datagrams: Datagrams,
+    neighbours: CheckedNeighbours,
     now: Instant,
 }
 
@@ -192,6 +195,7 @@ impl Decoded {
             fragments: section(&image, FRAGMENTS, limits)?,
             tcp: section(&image, TCP, limits)?,
             datagrams: section(&image, DATAGRAMS, limits)?,
+            neighbours: section(&image, NEIGHBOURS, limits)?,
             header,
         })
     }
@@ -203,7 +207,8 @@ impl Decoded {
 
     /// Checks every value against everything the running stack relies on. Remaining times count from `now`.
     pub fn validate(self, entropy: &mut Entropy, now: Instant) -> Result<Validated, RestoreError> {
-        let Self { header, lineage, rules, links, local, stats, conntrack, fragments, tcp, datagrams } = self;
+        let Self { header, lineage, rules, links, local, stats, conntrack, fragments, tcp, datagrams, neighbours } =
+            self;
         let LineageSection { parents } = valid(LINEAGE, LineageSection::restore(lineage, (), entropy))?;
         let LinksSection { links, routes } = valid(LINKS, LinksSection::restore(links, (), entropy))?;
         let links = checked_links(links).map_err(|error| config(LINKS, error))?;
@@ -212,8 +217,10 @@ impl Decoded {
         let fragments = FragmentsSection::restore(fragments, (), entropy);
         let services = valid(LOCAL, LocalServices::restore(local, (), entropy))?;
         let datagrams = DatagramsSection::restore(datagrams, (), entropy);
+        let neighbours = NeighboursSection::restore(neighbours, (), entropy);
         Ok(Validated {
             fragments: valid(FRAGMENTS, fragments.and_then(|section| section.into_defragmenter(now)))?,
+            neighbours: valid(NEIGHBOURS, neighbours.and_then(|section| section.check(&links, now)))?,
             generation: header.generation,
             parents,
             rules: Rules::load(set, &links).map_err(|error| config(RULES, error.into()))?,
@@ -244,6 +251,7 @@ impl Validated {
             fragments,
             tcp,
             datagrams,
+            neighbours,
             now,
         } = self;
         let RestorePolicy { clone: ClonePolicy::Move, time: TimePolicy::Freeze } = policy;
@@ -271,6 +279,7 @@ impl Validated {
             work: VecDeque::new(),
             queues,
             ip_ids: WireChoices::redraw(&mut entropy),
+            neighbours: neighbours.open(&mut entropy),
             lineage,
             told: now,
         };

@@ -61,7 +61,7 @@ pub(crate) enum WayBack {
     /// Where the routes say.
     Routed,
     /// Over the link that the question came in by.
-    On(LinkId),
+    On(NextHop),
     /// Over that link, but no route leads there: it is not sent.
     Nowhere,
 }
@@ -86,6 +86,8 @@ pub(crate) enum Decision {
 pub(crate) struct NextHop {
     /// The link.
     pub link: LinkId,
+    /// The router; none where the destination is on the link itself.
+    pub via: Option<IpAddr>,
 }
 
 /// Routes in the order they are tried, and what the links' addresses mean.
@@ -151,7 +153,7 @@ impl RouteTable {
         }
         // A link-local destination is reached on the packet's own link or not at all.
         if is_link_local(dst) {
-            return if self.leads(iif, dst) { Decision::Forward(NextHop { link: iif }) } else { Decision::Unroutable };
+            return self.hop_on(iif, dst).map_or(Decision::Unroutable, Decision::Forward);
         }
         match self.next_hop(dst) {
             Some(hop) => Decision::Forward(hop),
@@ -161,13 +163,20 @@ impl RouteTable {
 
     /// The way to an address that is not this host's own.
     pub(crate) fn next_hop(&self, dst: IpAddr) -> Option<NextHop> {
-        self.entry(dst).map(|entry| NextHop { link: entry.link })
+        self.entry(dst).map(|entry| NextHop { link: entry.link, via: entry.via })
     }
 
-    /// The way out for a packet of this host: its own addresses are reached over the loopback link.
-    pub(crate) fn output(&self, links: &Links, dst: IpAddr) -> Option<NextHop> {
+    /// The way out for a packet of this host: its own addresses are reached over the loopback link, and link-local ones on
+    /// the link that has the link-local address it is sent from.
+    pub(crate) fn output(&self, links: &Links, src: IpAddr, dst: IpAddr) -> Option<NextHop> {
         if is_own(links, dst) {
-            return Some(NextHop { link: LinkId::LOOPBACK });
+            return Some(NextHop { link: LinkId::LOOPBACK, via: None });
+        }
+        if is_link_local(src)
+            && (is_link_local(dst) || dst.is_multicast())
+            && let Some((link, _)) = links.iter().find(|(_, link)| link.addrs.iter().any(|own| own.addr() == src))
+        {
+            return Some(NextHop { link, via: None });
         }
         self.next_hop(dst)
     }
@@ -177,11 +186,7 @@ impl RouteTable {
     pub(crate) fn way_back(&self, iif: Option<LinkId>, dst: IpAddr, bound: bool) -> WayBack {
         match iif {
             Some(link) if (bound || is_link_local(dst)) && link != LinkId::LOOPBACK => {
-                if self.leads(link, dst) {
-                    WayBack::On(link)
-                } else {
-                    WayBack::Nowhere
-                }
+                self.hop_on(link, dst).map_or(WayBack::Nowhere, WayBack::On)
             }
             _ => WayBack::Routed,
         }
@@ -211,17 +216,18 @@ impl RouteTable {
     /// one of the link that the packet came in by.
     pub(crate) fn error_source(&self, links: &Links, iif: Option<LinkId>, dst: IpAddr) -> Option<IpAddr> {
         match (iif, dst) {
-            (Some(link), IpAddr::V6(dst)) if link != LinkId::LOOPBACK => {
-                self.output(links, dst.into())?;
-                source::v6(links, link, dst)
+            (Some(link), IpAddr::V6(to)) if link != LinkId::LOOPBACK => {
+                (is_own(links, dst) || self.entry(dst).is_some()).then_some(())?;
+                source::v6(links, link, to)
             }
             _ => self.source_for(links, dst),
         }
     }
 
-    /// Whether some route to `dst` is over that link.
-    fn leads(&self, link: LinkId, dst: IpAddr) -> bool {
-        self.entries.iter().any(|entry| entry.link == link && entry.destination.contains(dst))
+    /// The way to `dst` over that link, if some route leads there.
+    fn hop_on(&self, link: LinkId, dst: IpAddr) -> Option<NextHop> {
+        let entry = self.entries.iter().find(|entry| entry.link == link && entry.destination.contains(dst))?;
+        Some(NextHop { link, via: entry.via })
     }
 
     fn entry(&self, dst: IpAddr) -> Option<&Entry> {
@@ -345,6 +351,7 @@ mod tests {
     fn links() -> Links {
         let link = |name: &str, addrs: &[&str]| LinkConfig {
             name: name.into(),
+            medium: crate::Medium::Ip,
             mtu: 1500,
             addrs: addrs.iter().map(|addr| addr.parse().unwrap()).collect(),
         };
@@ -386,8 +393,8 @@ mod tests {
         let links = links();
         let table = table(&links, &[]);
         let iif = links.id("in").unwrap();
-        let out = Decision::Forward(NextHop { link: links.id("out").unwrap() });
-        let back = Decision::Forward(NextHop { link: iif });
+        let out = Decision::Forward(NextHop { link: links.id("out").unwrap(), via: None });
+        let back = Decision::Forward(NextHop { link: iif, via: None });
         for (src, dst, expected) in [
             ("10.0.0.2", "198.51.100.10", Decision::Unroutable),
             ("10.0.0.2", "255.255.255.255", Decision::LocalGroup),

@@ -7,8 +7,8 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::image::{
-    CONNTRACK, DATAGRAMS, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, MAX_LINEAGE, RULES,
-    RulesSection, SCHEMA, SECTION_VERSION, STATS, TCP,
+    CONNTRACK, DATAGRAMS, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, MAX_LINEAGE, NEIGHBOURS,
+    RULES, RulesSection, SCHEMA, SECTION_VERSION, STATS, TCP,
 };
 use crate::stack::Stack;
 
@@ -35,8 +35,9 @@ pub enum SaveError {
 }
 
 impl Stack {
-    /// The whole stack as an image that names itself `generation`: rules with counters, links, routes, flows, services,
-    /// counters, sockets with what they hold. No key is in it, and no instant: only what remains of timers at `now`.
+    /// The whole stack as an image that names itself `generation`: rules with counters, links, routes, flows, fragments and
+    /// packets that wait, neighbours, services, counters, sockets with what they hold. No key is in it, and no instant: only
+    /// what remains of timers at `now`.
     ///
     /// Not in it, because the source keeps them: datagrams in [`Stack::egress`], and events.
     pub fn save(&self, generation: GenerationId, now: Instant) -> Result<Vec<u8>, SaveError> {
@@ -46,6 +47,7 @@ impl Stack {
             rules,
             conntrack,
             fragments,
+            neighbours,
             local,
             sink: _,
             stats,
@@ -62,7 +64,7 @@ impl Stack {
         }
         let writer = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).to_owned();
         let mut image = ImageWriter::new(&Header { schema: SCHEMA.fingerprint(), writer, generation });
-        let links = LinksSection { links: links.configured().to_vec(), routes: routes.given().to_vec() };
+        let links = LinksSection { links: links.given().to_vec(), routes: routes.given().to_vec() };
         add(&mut image, LINEAGE, &LineageSection { parents: parents(lineage, generation) }.save())?;
         add(&mut image, RULES, &RulesSection::of(rules.set()).save())?;
         add(&mut image, LINKS, &links.save())?;
@@ -72,6 +74,7 @@ impl Stack {
         add(&mut image, FRAGMENTS, &fragments.section(*told).save())?;
         add(&mut image, TCP, &local.tcp_section(*told).save())?;
         add(&mut image, DATAGRAMS, &local.datagrams().section().save())?;
+        add(&mut image, NEIGHBOURS, &neighbours.section(*told).save())?;
         Ok(image.finish())
     }
 }

@@ -22,8 +22,8 @@ pub(crate) fn v4(links: &Links, link: LinkId, hop: IpAddr) -> Option<IpAddr> {
         .map(Cidr::addr)
 }
 
-/// The IPv6 address for talking to `dst` over `link` (RFC 6724, section 5): in this order, of a sufficient scope and no
-/// larger one than need be, of the link, of the destination's label, with the longest common prefix.
+/// The IPv6 address for talking to `dst` over `link` (RFC 6724, section 5): in this order, the destination itself, of a
+/// sufficient scope and no larger one than need be, of the link, of the destination's label, with the longest common prefix.
 pub(crate) fn v6(links: &Links, link: LinkId, dst: Ipv6Addr) -> Option<IpAddr> {
     let wanted = Scope::of(dst);
     let mut best: Option<(Rank, Ipv6Addr)> = None;
@@ -35,6 +35,7 @@ pub(crate) fn v6(links: &Links, link: LinkId, dst: Ipv6Addr) -> Option<IpAddr> {
         for (addr, cidr) in newest_first(&config.addrs) {
             let scope = Scope::of(addr);
             let rank = Rank {
+                same: addr == dst,
                 suffices: scope >= wanted,
                 scope: if scope >= wanted { Reverse(scope) } else { Reverse(Scope::Global) },
                 on_link: id == link,
@@ -66,6 +67,7 @@ pub(crate) fn redirected(links: &Links, link: LinkId, dst: IpAddr) -> Option<IpA
 /// How well an address is suited; the greater, the better.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Rank {
+    same: bool,
     suffices: bool,
     scope: Reverse<Scope>,
     on_link: bool,
@@ -141,7 +143,7 @@ mod tests {
     fn links(inside: &[&str], outside: &[&str]) -> Links {
         let link = |name: &str, addrs: &[&str]| {
             let addrs = addrs.iter().map(|addr| addr.parse().unwrap()).collect();
-            LinkConfig { name: name.to_owned(), mtu: 1500, addrs }
+            LinkConfig { name: name.to_owned(), mtu: 1500, addrs, medium: crate::Medium::Ip }
         };
         Links::new(vec![link("in", inside), link("out", outside)])
     }
@@ -171,6 +173,7 @@ mod tests {
         assert_eq!(spoken_from(&local, "fe80::9"), "fe80::2", "no wider a scope than need be");
         assert_eq!(spoken_from(&local, "2001:db8:1::9"), "2001:db8:ff::1", "a scope that suffices, and the label");
         assert_eq!(spoken_from(&local, "fd00:99::9"), "fd00:ff::1", "the label");
+        assert_eq!(spoken_from(&plain, "fd00:10::1"), "fd00:10::1", "the destination, of whatever link");
         let bare = links(&inside, &["203.0.113.1/24"]);
         assert_eq!(spoken_from(&bare, "2001:db8:1::9"), "fd00:10::1", "another link's, where the link has none");
         assert_eq!(v6(&bare, bare.id("out").unwrap(), "fe80::9".parse().unwrap()), None);

@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::device::Sink;
 use crate::drop_reason::DropReason;
+use crate::ethernet::Neighbours;
 use crate::event::{EventQueue, StackEvent};
 use crate::fragments::{Defragmenter, FragmentLimits};
 use crate::hook::HookRow;
@@ -102,7 +103,7 @@ pub enum ConfigError {
 pub struct Egress {
     /// The link it leaves on.
     pub link: LinkId,
-    /// The datagram, from the IP header on.
+    /// The datagram, from the IP header on; on an Ethernet link the frame that holds it.
     pub datagram: Vec<u8>,
 }
 
@@ -116,6 +117,7 @@ pub struct Stack {
     pub(crate) rules: Rules,
     pub(crate) conntrack: Conntrack,
     pub(crate) fragments: Defragmenter,
+    pub(crate) neighbours: Neighbours,
     pub(crate) local: Local,
     /// Set where the host behind the hooks has sockets of its own.
     pub(crate) sink: Option<Sink>,
@@ -134,7 +136,7 @@ pub struct Stack {
 /// A packet that waits for its turn.
 #[derive(Debug)]
 pub(crate) enum Work {
-    /// Made here: on its way to OUTPUT.
+    /// Made here: on its way to OUTPUT, for the link it names if it names one.
     Output(Packet),
     /// Sent to this host by itself: on its way to PREROUTING.
     Loopback(Packet),
@@ -164,6 +166,7 @@ impl Stack {
             work: VecDeque::new(),
             queues,
             ip_ids: WireChoices::redraw(&mut entropy),
+            neighbours: Neighbours::new(&mut entropy),
             lineage: Vec::new(),
             told: now,
         })
@@ -192,13 +195,15 @@ impl Stack {
     /// Gives a link other addresses. Flows that masquerade behind an address it loses are forgotten.
     pub fn set_addresses(&mut self, link: LinkId, addrs: Vec<crate::Cidr>, now: Instant) -> Result<(), ConfigError> {
         let mut links = self.links.clone();
-        let Some(config) = links.link_mut(link).filter(|_| link != LinkId::LOOPBACK) else {
+        let Some(before) = links.readdress(link, addrs) else {
             let expected = "a configured link".to_owned();
             let invalid = Invalid { field: "link".to_owned(), found: format!("{link:?}"), expected };
             return Err(ConfigError::Link { position: link.index(), invalid });
         };
-        let before = core::mem::replace(&mut config.addrs, addrs);
-        sound(config).map_err(|invalid| ConfigError::Link { position: link.index().saturating_sub(1), invalid })?;
+        let position = link.index().saturating_sub(1);
+        if let Some(config) = links.given().get(position) {
+            sound(config).map_err(|invalid| ConfigError::Link { position, invalid })?;
+        }
         self.routes = RouteTable::new(&links, self.routes.given().to_vec())?;
         self.links = links;
         for cidr in before {
@@ -210,29 +215,32 @@ impl Stack {
         Ok(())
     }
 
-    /// Takes a datagram from a link all the way: what comes of it is in [`Stack::egress`] and [`Stack::next_event`].
-    pub fn ingress(&mut self, link: LinkId, datagram: Vec<u8>, now: Instant) {
+    /// Takes what a link has received all the way, a datagram or, on an Ethernet link, a frame: what comes of it is in
+    /// [`Stack::egress`] and [`Stack::next_event`].
+    pub fn ingress(&mut self, link: LinkId, frame: Vec<u8>, now: Instant) {
         self.tell(now);
         self.expire_fragments(now);
+        self.attend_neighbours(now);
         count(&mut self.stats.received);
-        self.accept_from_link(link, datagram, now);
+        self.accept_from_link(link, frame, now);
         self.settle(now);
     }
 
-    /// Does what is due: expiry of flows, timers of local connections.
+    /// Does what is due: expiry of flows, timers of local connections, questions to neighbours.
     pub fn poll(&mut self, now: Instant) {
         self.tell(now);
         self.conntrack.expire(now, EXPIRY_BUDGET);
         self.collect_conntrack_events();
         self.expire_fragments(now);
+        self.attend_neighbours(now);
         self.local.poll(now);
         self.settle(now);
     }
 
     /// When [`Stack::poll`] is due next; `None` when nothing waits.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let deadlines = [self.conntrack.next_expiry(), self.fragments.next_deadline(), self.local.next_deadline()];
-        deadlines.into_iter().flatten().min().map(|deadline| deadline.max(now))
+        let of_tables = [self.conntrack.next_expiry(), self.fragments.next_deadline(), self.neighbours.next_deadline()];
+        of_tables.into_iter().chain([self.local.next_deadline()]).flatten().min().map(|deadline| deadline.max(now))
     }
 
     /// The next datagram to be sent.
@@ -309,10 +317,16 @@ impl Stack {
     }
 
     /// The sources of wire-visible numbers by name, for tests that record and replay them.
-    pub fn wire_choices(&mut self) -> [(&'static str, &mut WireChoices); 4] {
-        let Self { conntrack, ip_ids, local, .. } = self;
+    pub fn wire_choices(&mut self) -> [(&'static str, &mut WireChoices); 5] {
+        let Self { conntrack, ip_ids, local, neighbours, .. } = self;
         let (sockets, tcp) = local.choices_mut();
-        [("NAT ports", conntrack.port_choices()), ("IP ids", ip_ids), ("local sockets", sockets), ("TCP numbers", tcp)]
+        [
+            ("NAT ports", conntrack.port_choices()),
+            ("IP ids", ip_ids),
+            ("local sockets", sockets),
+            ("TCP numbers", tcp),
+            ("neighbour times", neighbours.times_mut()),
+        ]
     }
 
     /// The generations this stack descends from, oldest first.
@@ -331,6 +345,7 @@ impl Stack {
         self.conntrack.watch(&mut scan);
         self.ip_ids.watch("IP ids", &mut scan);
         self.local.watch(&mut scan);
+        self.neighbours.watch(&mut scan);
         scan
     }
 

@@ -29,6 +29,7 @@ pub(crate) fn config(rules: Ruleset) -> StackConfig {
         name: name.into(),
         mtu: 1500,
         addrs: addrs.iter().map(|addr| addr.parse().unwrap()).collect(),
+        medium: crate::Medium::Ip,
     };
     StackConfig {
         links: vec![link("in", ["10.0.0.1/24", "fd00:10::1/64"]), link("out", ["203.0.113.1/24", "2001:db8:ff::1/64"])],
@@ -80,7 +81,7 @@ impl Version {
     }
 
     /// The text with names for addresses.
-    fn named(self, text: &str) -> String {
+    pub(crate) fn named(self, text: &str) -> String {
         let mut names = NAMES;
         names.sort_by_key(|(_, v4, v6)| match self {
             Self::V4 => core::cmp::Reverse(v4.len()),

@@ -9,12 +9,12 @@ fn a_smoltcp_echo_server_is_tracked_guarded_and_restored() {
     insta::assert_snapshot!(example::run().unwrap().join("\n"), @r"
     echo: hello
     flows before:
-      tcp      6 299 ESTABLISHED src=192.0.2.2 dst=192.0.2.1 sport=49152 dport=7 packets=0 bytes=0 src=192.0.2.1 dst=192.0.2.2 sport=7 dport=49152 packets=0 bytes=0 [ASSURED] mark=0 use=1
+      tcp      6 299 ESTABLISHED src=192.0.2.2 dst=192.0.2.1 sport=49152 dport=7 src=192.0.2.1 dst=192.0.2.2 sport=7 dport=49152 [ASSURED] mark=0 use=1
     saved: rules, counters and flows
     without the image: 0 answered, invalid: true
     restored: 1 kept, 0 reset, 0 dropped
     flows after:
-      tcp      6 299 ESTABLISHED src=192.0.2.2 dst=192.0.2.1 sport=49152 dport=7 packets=0 bytes=0 src=192.0.2.1 dst=192.0.2.2 sport=7 dport=49152 packets=0 bytes=0 [ASSURED] mark=0 use=1
+      tcp      6 299 ESTABLISHED src=192.0.2.2 dst=192.0.2.1 sport=49152 dport=7 src=192.0.2.1 dst=192.0.2.2 sport=7 dport=49152 [ASSURED] mark=0 use=1
     echo: again
     dropped: policy 1
     ");

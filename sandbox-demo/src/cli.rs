@@ -65,8 +65,8 @@ enum Command {
     },
     /// Run a gateway between network devices.
     ///
-    /// The gateway reads and writes IP datagrams on existing devices and passes them through its hooks, as the
-    /// configuration says:
+    /// The gateway reads and writes IP datagrams or Ethernet frames on existing devices and passes them through its
+    /// hooks, as the configuration says:
     #[command(after_long_help = EXAMPLE)]
     Run(RunArgs),
     /// Run an HTTP and an echo server inside a sandbox's own TCP stack.
@@ -107,6 +107,11 @@ enum Command {
     },
     /// Print a gateway's flow table, in the format of `conntrack -L`.
     List {
+        #[command(flatten)]
+        control: Control,
+    },
+    /// Print a gateway's neighbours on Ethernet links, in the format of `ip neigh`.
+    Neighbours {
         #[command(flatten)]
         control: Control,
     },
@@ -195,9 +200,9 @@ struct ServeArgs {
 /// Where a gateway runs.
 #[derive(Debug, Args)]
 struct RunPlace {
-    /// A device to join to the stack's link of that name: `eth0` (a packet socket on a point-to-point IP link) or
-    /// `tun:NAME`; `@PATH` behind it names the network namespace it is in (`tun:NAME@/run/netns/guest`). Give it once per
-    /// link.
+    /// A device to join to the stack's link of that name: `eth0` (a packet socket, on a point-to-point IP link or an
+    /// Ethernet link), `tun:NAME` (IP) or `tap:NAME` (Ethernet); `@PATH` behind it names the network namespace it is in
+    /// (`tun:NAME@/run/netns/guest`). Give it once per link.
     #[arg(long = "link", value_name = "DEVICE", required = true)]
     links: Vec<LinkSpec>,
     /// Pass no traffic until `sandbox-demo resume`.
@@ -231,6 +236,7 @@ impl Cli {
             Command::Save { image, hold, control } => commands::save(&control.socket, &image, hold, json)?,
             Command::Resume { control } => commands::resume(&control.socket, json)?,
             Command::List { control } => commands::list(&control.socket, json)?,
+            Command::Neighbours { control } => commands::neighbours(&control.socket, json)?,
             Command::Hooks { control } => commands::hooks(&control.socket, json)?,
             Command::Stats { control } => commands::stats(&control.socket, json)?,
             Command::Inspect { image } => commands::inspect(&image, json)?,
@@ -265,8 +271,14 @@ const EXAMPLE: &str = concat!(
     "An example configuration (chains and their spelling are netfilter's; a chain's policy is accept unless named; ",
     "sysctls have the kernel's names):\n\n",
     include_str!("../example-gateway.json"),
-    "\nLinks are point-to-point IP links: the device must be up and without ARP, its other end must have the same \
-     hardware address, and offloads must be off, as the demonstration sets its own up. Use `tun:NAME` otherwise."
+    "\nA link carries IP unless its `medium` says otherwise. Behind a packet socket that is a point-to-point IP link: the \
+     device must be up and without ARP, its other end must have the same hardware address, and offloads must be off, as \
+     the demonstration sets its own up.\n\n\
+     {\"name\": \"eth0\", \"mtu\": 1500, \"addrs\": [\"10.0.0.1/24\"], \"medium\": \"ethernet\", \"mac\": \"02:00:00:00:00:01\"}\n\n\
+     is an Ethernet link: the gateway speaks ARP and neighbour discovery itself, and has a link-local IPv6 address that \
+     follows from its hardware address. Without `mac` it takes the device's, over `tap:NAME` a random one; an image keeps it. \
+     The device should have no IP addresses of its own, and offloads must be off. Rules must let ICMPv6 in (chain input) \
+     for neighbour discovery to work, as in nft."
 );
 
 const SERVE_EXAMPLE: &str = "\

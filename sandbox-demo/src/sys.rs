@@ -51,7 +51,15 @@ pub(crate) fn bind_packet(socket: BorrowedFd<'_>, device: u32) -> io::Result<()>
     checked(result).map(drop)
 }
 
-/// Sends one IP datagram through a packet socket to the given hardware address.
+/// Asks a device for frames that its own filter would keep back: those to any group, and if `all`, those to any station.
+/// The socket's end takes it back.
+pub(crate) fn widen_filter(socket: BorrowedFd<'_>, device: u32, all: bool) -> io::Result<()> {
+    let kind = if all { libc::PACKET_MR_PROMISC } else { libc::PACKET_MR_ALLMULTI };
+    let request = libc::packet_mreq { mr_ifindex: device as i32, mr_type: kind as u16, mr_alen: 0, mr_address: [0; 8] };
+    set_packet_option(socket, libc::PACKET_ADD_MEMBERSHIP, &request)
+}
+
+/// Sends one IP datagram through a packet socket to the given hardware address; through a raw one, a frame.
 pub(crate) fn send_packet(
     socket: BorrowedFd<'_>,
     device: u32,
@@ -107,10 +115,12 @@ pub(crate) struct PacketRing {
 
 /// One received frame, valid until the closure it is handed to returns.
 pub(crate) struct RingFrame<'a> {
-    /// The network-layer bytes; shorter than on the wire if `truncated`.
-    pub(crate) datagram: &'a [u8],
+    /// The network-layer bytes, of a raw socket the whole frame; shorter than on the wire if `truncated`.
+    pub(crate) bytes: &'a [u8],
     /// The frame's EtherType.
     pub(crate) ethertype: u16,
+    /// The VLAN tag that was taken out of the frame: what stood in front of it and the tag.
+    pub(crate) vlan: Option<[u16; 2]>,
     /// The frame did not fit its slot.
     pub(crate) truncated: bool,
     /// The sender left the checksum to hardware that does not exist.
@@ -185,13 +195,21 @@ fn read_slot(slot: &[u8], flags: u32) -> Option<RingFrame<'_>> {
     let half = |at: usize| slot.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes);
     let on_wire = word(std::mem::offset_of!(libc::tpacket2_hdr, tp_len))?;
     let kept = word(std::mem::offset_of!(libc::tpacket2_hdr, tp_snaplen))?;
-    let start = usize::from(half(std::mem::offset_of!(libc::tpacket2_hdr, tp_net))?);
+    // Of a socket without frame headers this is where the network layer starts.
+    let start = usize::from(half(std::mem::offset_of!(libc::tpacket2_hdr, tp_mac))?);
     let address = size_of::<libc::tpacket2_hdr>().next_multiple_of(libc::TPACKET_ALIGNMENT);
     let ethertype = u16::from_be(half(address + std::mem::offset_of!(libc::sockaddr_ll, sll_protocol))?);
-    let datagram = slot.get(start..start.checked_add(kept as usize)?)?;
+    let bytes = slot.get(start..start.checked_add(kept as usize)?)?;
+    let vlan = if flags & libc::TP_STATUS_VLAN_VALID == 0 {
+        None
+    } else {
+        let tag = half(std::mem::offset_of!(libc::tpacket2_hdr, tp_vlan_tci))?;
+        Some([half(std::mem::offset_of!(libc::tpacket2_hdr, tp_vlan_tpid))?, tag])
+    };
     Some(RingFrame {
-        datagram,
+        bytes,
         ethertype,
+        vlan,
         truncated: kept < on_wire,
         checksum_missing: flags & libc::TP_STATUS_CSUMNOTREADY != 0,
     })
@@ -213,10 +231,11 @@ pub(crate) fn set_device_feature(device: &str, command: u32, on: bool) -> rustix
     if result < 0 { Err(last_errno()) } else { Ok(()) }
 }
 
-/// Attaches an open `/dev/net/tun` to the TUN device `device`, making it if there is none.
-pub(crate) fn attach_tun(tun: &OwnedFd, device: &str) -> rustix::io::Result<()> {
+/// Attaches an open `/dev/net/tun` to the TUN device `device`, or to the TAP device if `frames`, making it if there is none.
+pub(crate) fn attach_tun(tun: &OwnedFd, device: &str, frames: bool) -> rustix::io::Result<()> {
     let mut request = device_request(device)?;
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
+    let kind = if frames { libc::IFF_TAP } else { libc::IFF_TUN };
+    request.ifr_ifru.ifru_flags = (kind | libc::IFF_NO_PI) as i16;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which outlives the call.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
     if result < 0 { Err(last_errno()) } else { Ok(()) }

@@ -9,6 +9,7 @@ use std::process::Output;
 
 use hibernet_conntrack::Config;
 use hibernet_netstack::LinkConfig;
+use hibernet_netstack::Medium;
 use hibernet_netstack::Ruleset;
 use hibernet_netstack::Stack;
 use hibernet_netstack::StackConfig;
@@ -26,7 +27,7 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
         &["run", "--link", "eth0"],
         &["run", "--config", "x"],
         &["run", "--config", "x", "--restore", "y", "--link", "eth0"],
-        &["run", "--config", "x", "--link", "tap:eth0"],
+        &["run", "--config", "x", "--link", "wire:eth0"],
         &["run", "--config", "x", "--link", "tun:eth0@"],
         &["serve", "--link", "eth0"],
         &["serve", "--link", "eth0", "--addr", "10.0.0.1/24", "--restore", "x"],
@@ -49,6 +50,7 @@ fn help_teaches() {
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("\"masquerade fully-random\"") && text.contains("nf_conntrack_tcp_loose"), "{text}");
+    assert!(text.contains("tap:NAME") && text.contains("\"medium\": \"ethernet\""), "{text}");
     let output = run(&["serve", "--help"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
@@ -177,6 +179,7 @@ fn image(dir: &TempDir, name: &str, generation: u8, addrs: &[&str]) -> String {
             name: "eth0".to_owned(),
             mtu: 1500,
             addrs: addrs.iter().map(|addr| addr.parse().expect("an address")).collect(),
+            medium: Medium::Ip,
         }],
         rules: Ruleset::open(),
         conntrack: Config { capacity: 1024, ..Config::default() },

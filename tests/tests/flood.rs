@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hibernet_conntrack::{Config, EarlyDrop, parse};
-use hibernet_netstack::{Cidr, DropReason, LinkConfig, Route, Ruleset, Stack, StackConfig, StackEvent};
+use hibernet_netstack::{Cidr, DropReason, LinkConfig, Medium, Route, Ruleset, Stack, StackConfig, StackEvent};
 use hibernet_snapshot::{Entropy, Instant};
 use hibernet_tests::notation::build;
 
@@ -29,7 +29,12 @@ const START: Instant = Instant::from_secs(100);
 
 /// A router that lets connections from `out` to the servers behind `in`.
 fn router(half_open_limit: u32) -> Stack {
-    let link = |name: &str, addr: &str| LinkConfig { name: name.into(), mtu: 1500, addrs: vec![addr.parse().unwrap()] };
+    let link = |name: &str, addr: &str| LinkConfig {
+        name: name.into(),
+        mtu: 1500,
+        addrs: vec![addr.parse().unwrap()],
+        medium: Medium::Ip,
+    };
     let mut conntrack = Config { capacity: ROOM, early_drop: EarlyDrop::Lru, half_open_limit, ..Config::default() };
     conntrack.sysctls.set("nf_conntrack_max", &ROOM.to_string()).unwrap();
     conntrack.sysctls.set("nf_conntrack_tcp_loose", "0").unwrap();

@@ -25,5 +25,5 @@ fn every_stored_image_is_of_the_present_layout() {
         assert_eq!(validated.is_err(), is_refused, "{}: {validated:?}; {again}", path.display());
         images += 1;
     }
-    assert!(images >= 82, "{images} images");
+    assert!(images >= 84, "{images} images");
 }

@@ -141,7 +141,9 @@ fn frames(image: &[u8]) -> Vec<Case> {
         ("flipped in STAT", flipped(b"STAT")),
         ("flipped in CONN", flipped(b"CONN")),
         ("flipped in FRAG", flipped(b"FRAG")),
+        ("flipped in TCPS", flipped(b"TCPS")),
         ("flipped in UDPS", flipped(b"UDPS")),
+        ("flipped in NEIG", flipped(b"NEIG")),
         ("a section twice", resealed(image, |b| replace(b, "STAT", "LOCL"))),
         ("a section that nobody knows", resealed(image, |b| replace(b, "STAT", "STAX"))),
         (

@@ -4,9 +4,10 @@
 
 use std::fs;
 use std::io::Error;
+use std::time::Duration;
 
-use hibernet_fuzz::{GENERATION, RULES, START, feed, framed, reseal, with_sockets};
-use hibernet_netstack::{Decoded, Ruleset};
+use hibernet_fuzz::{GENERATION, RULES, START, feed, framed, link, reseal, stack, with_sockets};
+use hibernet_netstack::{Cidr, Decoded, MacAddr, Medium, Route, Ruleset, Stack, StackConfig};
 use hibernet_snapshot::Entropy;
 use hibernet_snapshot::image::Limits;
 
@@ -20,27 +21,36 @@ fn main() -> Result<(), Error> {
         let Some(name) = name.strip_suffix(".expected.jsonl").filter(|name| name.starts_with(prefix)) else { continue };
         let mut input = Vec::new();
         for line in fs::read_to_string(&path)?.lines().take(24) {
-            for (out, frame) in injected(line) {
-                input.extend(framed(out, 1, &frame));
+            for (link, frame) in injected(line) {
+                input.extend(framed(link, 1, &frame));
             }
         }
-        fs::write(format!("corpus/ingress/{name}"), &input)?;
-        // Two rules now, one later: masquerade, and what the name's first letters happen to choose.
-        let [a, b, c, ..] = *name.as_bytes() else { continue };
-        let mut packets = vec![2, 1, 10, 1, 1, 0, 5, 8, 2, a, b, c, 8, 1, b, c, a];
-        packets.extend(&input);
-        fs::write(format!("corpus/rules/{name}"), packets)?;
-        let rules = Ruleset::from_json(RULES).map_err(Error::other)?;
-        let mut stack = with_sockets(rules).ok_or_else(|| Error::other("the configuration is sound"))?;
-        let now = feed(&mut stack, &input);
-        let image = stack.save(GENERATION, now).map_err(Error::other)?;
-        if name == "frag6_ends" {
-            let spelled = with_a_second_in_nanoseconds(&image).ok_or_else(|| Error::other("no time is in the image"))?;
-            fs::write("corpus/restore/refused_nanoseconds", spelled)?;
-        }
-        fs::write(format!("corpus/restore/{name}"), image)?;
+        store(name, &input)?;
+    }
+    for version in [4, 6] {
+        let input = neighbours(version).ok_or_else(|| Error::other("the peer's configuration is sound"))?;
+        store(&format!("ethernet{version}"), &input)?;
     }
     Ok(())
+}
+
+/// Writes one input for every target, and the image that comes of it.
+fn store(name: &str, input: &[u8]) -> Result<(), Error> {
+    fs::write(format!("corpus/ingress/{name}"), input)?;
+    // Two rules now, one later: masquerade, and what the name's first letters happen to choose.
+    let [a, b, c, ..] = *name.as_bytes() else { return Ok(()) };
+    let mut packets = vec![2, 1, 10, 1, 1, 0, 5, 8, 2, a, b, c, 8, 1, b, c, a];
+    packets.extend(input);
+    fs::write(format!("corpus/rules/{name}"), packets)?;
+    let rules = Ruleset::from_json(RULES).map_err(Error::other)?;
+    let mut stack = with_sockets(rules).ok_or_else(|| Error::other("the configuration is sound"))?;
+    let now = feed(&mut stack, input);
+    let image = stack.save(GENERATION, now).map_err(Error::other)?;
+    if name == "frag6_ends" {
+        let spelled = with_a_second_in_nanoseconds(&image).ok_or_else(|| Error::other("no time is in the image"))?;
+        fs::write("corpus/restore/refused_nanoseconds", spelled)?;
+    }
+    fs::write(format!("corpus/restore/{name}"), image)
 }
 
 /// The image with another spelling of a time: what `restore` once found to load and to be saved otherwise.
@@ -58,17 +68,72 @@ fn with_a_second_in_nanoseconds(image: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
+/// What a peer on the Ethernet link says: it asks, pings, answers, sends on; and packets that wait in vain at the end.
+fn neighbours(version: u8) -> Option<Vec<u8>> {
+    let medium = Medium::Ethernet { mac: MacAddr::new([2, 0, 0, 0, 0, 2]) };
+    let config = StackConfig {
+        links: vec![link("eth", medium, ["10.1.0.2/24", "fd00:11::2/64"])],
+        routes: [(Cidr::all_v4(), "10.1.0.1"), (Cidr::all_v6(), "fd00:11::1")]
+            .map(|(destination, via)| Route { destination, via: via.parse().ok(), link: "eth".into() })
+            .to_vec(),
+        rules: Ruleset::open(),
+        ..StackConfig::default()
+    };
+    let mut peer = Stack::new(config, Entropy::from_test_seed(3), START).ok()?;
+    let mut router = stack(Ruleset::from_json(RULES).ok()?)?;
+    let (peer_link, router_link) = (peer.link("eth")?, router.link("eth")?);
+    let socket = peer.udp_bind("::".parse().ok()?, 5000).ok()?;
+    let mut input = Vec::new();
+    let (mut now, outside, inside) = match version {
+        4 => (START, "203.0.113.9:9", "10.1.0.1:7"),
+        _ => (START, "[2001:db8:ff::9]:9", "[fd00:11::1]:7"),
+    };
+    for (step, to) in [inside, outside, inside, outside].into_iter().enumerate() {
+        peer.udp_send(socket, to.parse().ok()?, b"to whom it may concern", now).ok()?;
+        for _ in 0..8 {
+            while let Some(sent) = peer.egress() {
+                input.extend(framed(2, 1, &sent.datagram));
+                router.ingress(router_link, sent.datagram, now);
+            }
+            while let Some(sent) = router.egress() {
+                if sent.link == router_link {
+                    peer.ingress(peer_link, sent.datagram, now);
+                }
+            }
+        }
+        now = now.saturating_add(Duration::from_secs(1 + 20 * (step as u64 % 2)));
+        peer.poll(now);
+        router.poll(now);
+    }
+    // From the other links to nobody: they wait for an address.
+    for (at, (_, datagram)) in NOBODY.iter().filter(|(of, _)| *of == version).enumerate() {
+        input.extend(framed(at as u8 % 2, 1, &bytes(datagram)));
+    }
+    Some(input)
+}
+
+/// Datagrams to 10.1.0.9 and fd00:11::9, whom nobody has.
+const NOBODY: [(u8, &str); 4] = [
+    (4, "4500001d00000000401166c50a0000020a0100090001000900090000aa"),
+    (4, "4500001e00000000401166c40a0000020a01000900010009000a0000aabb"),
+    (6, "6000000000091140fd000010000000000000000000000002fd00001100000000000000000000000900010009000940aaaa"),
+    (6, "60000000000a1140fd000010000000000000000000000002fd00001100000000000000000000000900010009000a40aaaabb"),
+];
+
+fn bytes(hex: &str) -> Vec<u8> {
+    (0..hex.len() / 2).filter_map(|at| u8::from_str_radix(hex.get(at * 2..at * 2 + 2)?, 16).ok()).collect()
+}
+
 /// The frames a record says were injected. The records are written by one tool in one spelling, so the text is enough.
-fn injected(line: &str) -> Vec<(bool, Vec<u8>)> {
+fn injected(line: &str) -> Vec<(u8, Vec<u8>)> {
     let Some((_, rest)) = line.split_once("\"inject\": ") else { return Vec::new() };
     let part = rest.split("\"ctstate\"").next().unwrap_or_default().split("\"out\": ").next().unwrap_or_default();
     let mut frames = Vec::new();
     for piece in part.split("{\"dev\": \"").skip(1).take(4) {
-        let out = piece.starts_with("out");
+        let link = u8::from(piece.starts_with("out"));
         let Some((_, hex)) = piece.split_once("\"hex\": \"") else { continue };
         let hex = hex.split('"').next().unwrap_or_default();
-        let bytes = (0..hex.len() / 2).filter_map(|at| u8::from_str_radix(hex.get(at * 2..at * 2 + 2)?, 16).ok());
-        frames.push((out, bytes.collect()));
+        frames.push((link, bytes(hex)));
     }
     frames
 }

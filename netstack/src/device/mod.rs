@@ -130,7 +130,7 @@ impl<D: Device> HookedDevice<D> {
     pub fn new(device: D, config: HookedConfig, entropy: Entropy, now: Instant) -> Result<Self, HookedError> {
         let HookedConfig { name, rules, conntrack, queues, fragments } = config;
         let mtu = u32::try_from(Framing::of(&device.capabilities())?.mtu).unwrap_or(u32::MAX);
-        let links = vec![LinkConfig { name, mtu, addrs: Vec::new() }];
+        let links = vec![LinkConfig { name, mtu, addrs: Vec::new(), medium: crate::Medium::Ip }];
         let config = StackConfig { links, rules, conntrack, queues, fragments, ..StackConfig::default() };
         Self::around(device, Stack::new(config, entropy, now)?)
     }

@@ -9,6 +9,7 @@ use super::HookedError;
 use crate::hook::Hook;
 use crate::link::LinkId;
 use crate::packet::Packet;
+use crate::route::NextHop;
 use crate::stack::Stack;
 use crate::stats::count;
 
@@ -66,8 +67,9 @@ impl Stack {
     }
 
     /// The way out of what the host, or a hook in its name, sends: to the link, or back to the host.
-    pub(crate) fn way_out_of(&self, sink: &Sink, dst: IpAddr) -> Option<LinkId> {
-        if sink.speaker == Some(dst) { Some(LinkId::LOOPBACK) } else { self.only_link() }
+    pub(crate) fn way_out_of(&self, sink: &Sink, dst: IpAddr) -> Option<NextHop> {
+        let link = if sink.speaker == Some(dst) { LinkId::LOOPBACK } else { self.only_link()? };
+        Some(NextHop { link, via: None })
     }
 
     fn only_link(&self) -> Option<LinkId> {

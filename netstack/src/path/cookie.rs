@@ -26,7 +26,7 @@ impl Stack {
         zone: Zone,
         now: Instant,
     ) -> Option<Result<Attachment, Refusal>> {
-        if hook != Hook::Prerouting || !self.local.deals_in_cookies(now) {
+        if hook != Hook::Prerouting || packet.link_group || !self.local.deals_in_cookies(now) {
             return None;
         }
         let (ends, flags) = ends_and_flags(packet)?;
@@ -49,7 +49,7 @@ impl Stack {
 
     /// Answers the SYN of a flow that is about to enter the table with a cookie, if its listener has no place for it.
     pub(super) fn answer_with_cookie(&mut self, packet: &Packet, now: Instant) -> bool {
-        if !self.local.deals_in_cookies(now) || packet.attachment().is_translated() {
+        if packet.link_group || !self.local.deals_in_cookies(now) || packet.attachment().is_translated() {
             return false;
         }
         let Some((ends, SYN)) = ends_and_flags(packet).map(|(ends, flags)| (ends, flags & (SYN | ACK | RST))) else {

@@ -6,6 +6,7 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{TcpPacket, TcpRepr};
 
 use crate::drop_reason::DropReason;
+use crate::ethernet::is_about_neighbours;
 use crate::hook::Hook;
 use crate::icmp::IcmpError;
 use crate::local::{Ends, Fed, Segment};
@@ -27,7 +28,7 @@ impl Stack {
         }
         match packet.parsed().proto {
             proto::UDP => self.deliver_udp(packet, group, now),
-            proto::TCP if group => self.drop_packet(DropReason::NoListener, &packet),
+            proto::TCP if group || packet.link_group => self.drop_packet(DropReason::NoListener, &packet),
             proto::TCP => match TcpPacket::new_checked(l4) {
                 Ok(tcp) => {
                     let local = (packet.dst(), tcp.dst_port()).into();
@@ -93,21 +94,29 @@ impl Stack {
         let reset = reset.and_then(|reset| reset.with_tos_of(packet.bytes()).datagram());
         match reset {
             Some(datagram) => {
-                let link = match self.routes.way_back(packet.iif, packet.src(), false) {
+                let hop = match self.routes.way_back(packet.iif, packet.src(), false) {
                     WayBack::Routed => None,
-                    WayBack::On(link) => Some(link),
+                    WayBack::On(hop) => Some(hop),
                     WayBack::Nowhere => return count(&mut self.stats.errors_suppressed),
                 };
                 count(&mut self.stats.errors_sent);
                 // Its sender is this host; the drop of a reset is counted.
-                let _outcome = self.originate_on(datagram, link, now);
+                let _outcome = self.originate_on(datagram, hop, now);
             }
             None => count(&mut self.stats.errors_suppressed),
         }
     }
 
     /// Echo and timestamp requests are answered; errors and echo replies go to the sockets that wait for them.
+    ///
+    /// Neighbour discovery is for the link, if it is one that has neighbours.
     fn deliver_icmp(&mut self, packet: Packet, group: bool, now: Instant) {
+        if is_about_neighbours(&packet) {
+            if let Some(link) = packet.iif {
+                self.hear_ndp(link, &packet, now);
+            }
+            return;
+        }
         match (packet.parsed().proto, packet.parsed().l4(packet.bytes()).first()) {
             (proto::ICMP, Some(&ECHO_REPLY)) | (proto::ICMPV6, Some(&ECHO_REPLY_V6)) if !group => {
                 if let Err(reason) = self.local.feed_echo_reply(&packet) {
@@ -127,9 +136,9 @@ impl Stack {
         }
         // Of a packet to a group or to anybody the asker does not know who answers: the answer comes from its link.
         let to_any = group || is_anycast(&self.links, packet.dst());
-        let link = match self.routes.way_back(packet.iif, packet.src(), to_any) {
+        let hop = match self.routes.way_back(packet.iif, packet.src(), to_any) {
             WayBack::Routed => None,
-            WayBack::On(link) => Some(link),
+            WayBack::On(hop) => Some(hop),
             WayBack::Nowhere => return count(&mut self.stats.errors_suppressed),
         };
         let source = match to_any {
@@ -140,7 +149,7 @@ impl Stack {
         let id = u16::try_from(self.next_ip_id() & 0xffff).unwrap_or(0);
         if let Some(answer) = reply(packet.bytes(), packet.parsed(), source, id) {
             // Its sender is this host; the drop of an answer is counted.
-            let _outcome = self.originate_on(answer, link, now);
+            let _outcome = self.originate_on(answer, hop, now);
         }
     }
 }

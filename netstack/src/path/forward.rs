@@ -15,6 +15,9 @@ use crate::stats::count;
 impl Stack {
     /// Sends a packet that came in on its way. In the kernel's order: time to live, scope, size, FORWARD.
     pub(super) fn forward(&mut self, mut packet: Packet, hop: NextHop, now: Instant) {
+        if packet.link_group {
+            return self.drop_packet(DropReason::NotForwardable, &packet);
+        }
         if packet.parsed().ttl <= 1 {
             self.drop_packet(DropReason::TimeToLive, &packet);
             self.answer_icmp(IcmpError::TimeExceeded, &packet);
@@ -32,7 +35,7 @@ impl Stack {
             return;
         }
         packet.age();
-        packet.oif = Some(hop.link);
+        packet.leave_by(hop);
         let Ok(packet) = self.run_hook(Hook::Forward, packet, now) else { return };
         count(&mut self.stats.forwarded);
         // The sender of a forwarded packet is told by ICMP or not at all.

@@ -5,19 +5,28 @@ use hibernet_snapshot::Instant;
 use crate::drop_reason::DropReason;
 use crate::hook::Hook;
 use crate::icmp::IcmpError;
-use crate::link::LinkId;
+use crate::link::{LinkId, Medium};
 use crate::packet::Packet;
 use crate::route::Decision;
 use crate::stack::Stack;
 
 impl Stack {
-    /// What a link hands over: checked, then on its way.
-    pub(crate) fn accept_from_link(&mut self, link: LinkId, datagram: Vec<u8>, now: Instant) {
-        let len = datagram.len();
-        let packet = match self.links.link(link) {
-            Some(_) if link != LinkId::LOOPBACK => Packet::received(link, datagram),
-            _ => Err(DropReason::NoSuchLink),
+    /// What a link hands over: stripped of what is the link's, checked, then on its way.
+    pub(crate) fn accept_from_link(&mut self, link: LinkId, frame: Vec<u8>, now: Instant) {
+        let medium = self.links.link(link).filter(|_| link != LinkId::LOOPBACK).map(|link| link.medium);
+        let (datagram, link_group) = match medium {
+            Some(Medium::Ip) => (frame, false),
+            Some(Medium::Ethernet { mac }) => match self.accept_frame(link, mac, frame, now) {
+                Some(carried) => carried,
+                None => return,
+            },
+            None => return self.drop_unread(DropReason::NoSuchLink, Some(link), frame.len()),
         };
+        let len = datagram.len();
+        let mut packet = Packet::received(link, datagram);
+        if let Ok(packet) = &mut packet {
+            packet.link_group = link_group;
+        }
         match packet {
             // No hook of the kernel sees these: IPv6 input drops them.
             Ok(packet) if packet.parsed().is_confined_to_loopback() => {

@@ -119,7 +119,7 @@ impl Stack {
     /// Tells the sender of a packet by ICMP, if it may be told. The answer belongs to the packet's flow, so that NAT is
     /// undone in it.
     pub(crate) fn answer_icmp(&mut self, error: IcmpError, packet: &Packet) {
-        let may = icmp::may_answer(packet.bytes(), packet.parsed(), &self.links, error);
+        let may = !packet.link_group && icmp::may_answer(packet.bytes(), packet.parsed(), &self.links, error);
         let answer = if may { self.icmp_error(error, packet) } else { None };
         self.queue_answer(answer, packet);
     }
@@ -131,7 +131,8 @@ impl Stack {
             }
             RejectWith::PortUnreachable => count(&mut self.stats.errors_suppressed),
             RejectWith::TcpReset => {
-                let may = icmp::may_answer(packet.bytes(), packet.parsed(), &self.links, IcmpError::Port);
+                let may = !packet.link_group
+                    && icmp::may_answer(packet.bytes(), packet.parsed(), &self.links, IcmpError::Port);
                 let reset = if may { Reset::answering(packet.bytes(), packet.parsed()) } else { None };
                 let reset = reset.and_then(|reset| reset.datagram());
                 if reset.is_some() {
@@ -163,7 +164,7 @@ impl Stack {
             Some(mut answer) => {
                 match self.routes.way_back(packet.iif, packet.src(), false) {
                     WayBack::Routed => {}
-                    WayBack::On(link) => answer.oif = Some(link),
+                    WayBack::On(hop) => answer.leave_by(hop),
                     WayBack::Nowhere => return count(&mut self.stats.errors_suppressed),
                 }
                 answer.attachment = packet.attachment().related_reply();

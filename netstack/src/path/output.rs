@@ -9,6 +9,7 @@ use crate::fragments::{Refragmented, refragment};
 use crate::hook::Hook;
 use crate::link::LinkId;
 use crate::packet::Packet;
+use crate::route::NextHop;
 use crate::stack::{Egress, LocalSendError, Stack, Work};
 use crate::stats::count;
 
@@ -27,11 +28,11 @@ impl Stack {
         self.originate_on(datagram, None, now)
     }
 
-    /// The same for a datagram that leaves by a link of its sender's choice, if it has one.
+    /// The same for a datagram that leaves by a way of its sender's choice, if it has one.
     pub(crate) fn originate_on(
         &mut self,
         datagram: Vec<u8>,
-        link: Option<LinkId>,
+        hop: Option<NextHop>,
         now: Instant,
     ) -> Result<(), LocalSendError> {
         let len = datagram.len();
@@ -40,7 +41,9 @@ impl Stack {
             LocalSendError::from(reason)
         })?;
         count(&mut self.stats.originated);
-        packet.oif = link;
+        if let Some(hop) = hop {
+            packet.leave_by(hop);
+        }
         match self.send(packet, now) {
             Ok(()) | Err(None) => Ok(()),
             Err(Some(reason)) => Err(reason.into()),
@@ -51,12 +54,12 @@ impl Stack {
     /// destination.
     pub(crate) fn send(&mut self, mut packet: Packet, now: Instant) -> Result<(), Ended> {
         if packet.oif.is_none() {
-            packet.oif = Some(self.way_out(&packet)?);
+            self.find_way_out(&mut packet)?;
         }
         let dst = packet.dst();
         let mut packet = self.run_hook(Hook::Output, packet, now)?;
         if packet.dst() != dst {
-            packet.oif = Some(self.way_out(&packet)?);
+            self.find_way_out(&mut packet)?;
         }
         self.leave(packet, now)
     }
@@ -64,16 +67,19 @@ impl Stack {
     /// POSTROUTING, then the link.
     pub(super) fn leave(&mut self, packet: Packet, now: Instant) -> Result<(), Ended> {
         let packet = self.run_hook(Hook::Postrouting, packet, now)?;
-        self.transmit(packet)
+        self.transmit(packet, now)
     }
 
-    fn way_out(&mut self, packet: &Packet) -> Result<LinkId, Ended> {
-        let link = match &self.sink {
+    fn find_way_out(&mut self, packet: &mut Packet) -> Result<(), Ended> {
+        let hop = match &self.sink {
             Some(sink) => self.way_out_of(sink, packet.dst()),
-            None => self.routes.output(&self.links, packet.dst()).map(|hop| hop.link),
+            None => self.routes.output(&self.links, packet.src(), packet.dst()),
         };
-        match link {
-            Some(link) => Ok(link),
+        match hop {
+            Some(hop) => {
+                packet.leave_by(hop);
+                Ok(())
+            }
             None => {
                 self.drop_packet(DropReason::NoRoute, packet);
                 Err(Some(DropReason::NoRoute))
@@ -81,7 +87,7 @@ impl Stack {
         }
     }
 
-    fn transmit(&mut self, mut packet: Packet) -> Result<(), Ended> {
+    fn transmit(&mut self, mut packet: Packet, now: Instant) -> Result<(), Ended> {
         let link = packet.oif.unwrap_or(LinkId::LOOPBACK);
         if link == LinkId::LOOPBACK {
             packet.iif = Some(LinkId::LOOPBACK);
@@ -99,8 +105,8 @@ impl Stack {
             refragment(packet.bytes(), packet.parsed(), packet.reassembled.as_ref(), limit, || self.next_ip_id())
         };
         match refragmented {
-            Refragmented::Whole => self.queue_egress(link, packet),
-            Refragmented::Pieces(pieces) => self.queue_pieces(link, &packet, pieces),
+            Refragmented::Whole => self.queue_egress(link, packet, now),
+            Refragmented::Pieces(pieces) => self.queue_pieces(link, &packet, pieces, now),
             Refragmented::TooBig => {
                 self.drop_packet(DropReason::PacketTooBig, &packet);
                 Err(Some(DropReason::PacketTooBig))
@@ -108,19 +114,34 @@ impl Stack {
         }
     }
 
-    fn queue_pieces(&mut self, link: LinkId, packet: &Packet, pieces: Vec<Vec<u8>>) -> Result<(), Ended> {
+    fn queue_pieces(&mut self, link: LinkId, packet: &Packet, pieces: Vec<Vec<u8>>, now: Instant) -> Result<(), Ended> {
         if self.egress.len().saturating_add(pieces.len()) > self.queues.egress {
             self.drop_packet(DropReason::EgressFull, packet);
             return Err(Some(DropReason::EgressFull));
         }
+        let mac = self.ethernet_mac(link);
         for datagram in pieces {
-            count(&mut self.stats.sent);
-            self.egress.push_back(Egress { link, datagram });
+            match mac {
+                None => {
+                    count(&mut self.stats.sent);
+                    self.egress.push_back(Egress { link, datagram });
+                }
+                Some(mac) => match packet.piece(datagram) {
+                    Ok(piece) => self.send_framed(link, mac, piece, now)?,
+                    Err(reason) => {
+                        self.drop_packet(reason, packet);
+                        return Err(Some(reason));
+                    }
+                },
+            }
         }
         Ok(())
     }
 
-    fn queue_egress(&mut self, link: LinkId, packet: Packet) -> Result<(), Ended> {
+    fn queue_egress(&mut self, link: LinkId, packet: Packet, now: Instant) -> Result<(), Ended> {
+        if let Some(mac) = self.ethernet_mac(link) {
+            return self.send_framed(link, mac, packet, now);
+        }
         if self.egress.len() >= self.queues.egress {
             self.drop_packet(DropReason::EgressFull, &packet);
             return Err(Some(DropReason::EgressFull));

@@ -137,7 +137,7 @@ fn a_restore_shares_no_key_with_its_source_or_with_another_restore() {
     keys.sort_unstable();
     keys.dedup();
     assert_eq!(keys.len(), all);
-    assert_eq!(all, 18);
+    assert_eq!(all, 21);
 }
 
 #[test]

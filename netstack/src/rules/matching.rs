@@ -110,7 +110,8 @@ mod tests {
     use crate::rules::Ruleset;
 
     fn links() -> Links {
-        let link = |name: &str| LinkConfig { name: name.into(), mtu: 1500, addrs: Vec::new() };
+        let link =
+            |name: &str| LinkConfig { name: name.into(), mtu: 1500, addrs: Vec::new(), medium: crate::Medium::Ip };
         Links::new(vec![link("in"), link("out")])
     }
 

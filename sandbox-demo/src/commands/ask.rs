@@ -11,6 +11,7 @@ use crate::control::After;
 use crate::control::ControlClient;
 use crate::control::HooksReply;
 use crate::control::ListReply;
+use crate::control::NeighboursReply;
 use crate::control::Request;
 use crate::control::SaveReply;
 use crate::control::StatsReply;
@@ -41,6 +42,11 @@ pub(crate) fn resume(control: &Path, json: bool) -> anyhow::Result<()> {
 pub(crate) fn list(control: &Path, json: bool) -> anyhow::Result<()> {
     let list: ListReply = ControlClient::connect(control)?.call(&Request::List)?;
     print(json, &list, || list.flows.join("\n"))
+}
+
+pub(crate) fn neighbours(control: &Path, json: bool) -> anyhow::Result<()> {
+    let known: NeighboursReply = ControlClient::connect(control)?.call(&Request::Neighbours)?;
+    print(json, &known, || known.neighbours.iter().map(|neighbour| format!("{}\n", neighbour.text)).collect())
 }
 
 pub(crate) fn hooks(control: &Path, json: bool) -> anyhow::Result<()> {

@@ -77,6 +77,7 @@ struct Counts {
     routes: usize,
     chains: usize,
     rules: usize,
+    neighbours: usize,
     flows: usize,
     flows_by_protocol: BTreeMap<String, usize>,
 }
@@ -88,6 +89,7 @@ struct Content {
     routes: Vec<Route>,
     rules: Ruleset,
     drops: BTreeMap<&'static str, u64>,
+    neighbours: Vec<String>,
     flows: BTreeMap<String, FlowContent>,
 }
 
@@ -141,10 +143,13 @@ impl Inspected {
             let kind = if *required { "required" } else { "optional" };
             let _ = writeln!(text, "section {id} version {version}, {kind}, {bytes} bytes");
         }
-        let Counts { links, routes, chains, rules, flows, flows_by_protocol } = counts;
+        let Counts { links, routes, chains, rules, neighbours, flows, flows_by_protocol } = counts;
         let _ = writeln!(text, "{links} links, {routes} routes, {chains} chains with {rules} rules, {flows} flows");
         for (protocol, flows) in flows_by_protocol {
             let _ = writeln!(text, "  {protocol}: {flows}");
+        }
+        if *neighbours > 0 {
+            let _ = writeln!(text, "{neighbours} neighbours");
         }
         text
     }
@@ -162,6 +167,7 @@ impl Counts {
             routes: stack.routes().len(),
             chains: stack.rules().chains.len(),
             rules: stack.rules().chains.iter().map(|chain| chain.rules.len()).sum(),
+            neighbours: stack.neighbours(Instant::ZERO).len(),
             flows: flows.len(),
             flows_by_protocol,
         }
@@ -176,6 +182,7 @@ impl Content {
             routes: stack.routes().to_vec(),
             rules: stack.rules().clone(),
             drops: stack.stats().drops().map(|(reason, count)| (reason.name(), count)).collect(),
+            neighbours: stack.neighbours(Instant::ZERO).iter().map(ToString::to_string).collect(),
             flows: stack.flows(Instant::ZERO).iter().map(flow).collect(),
         }
     }

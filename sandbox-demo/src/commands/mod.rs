@@ -11,6 +11,7 @@ use serde::Serialize;
 
 pub(crate) use self::ask::hooks;
 pub(crate) use self::ask::list;
+pub(crate) use self::ask::neighbours;
 pub(crate) use self::ask::resume;
 pub(crate) use self::ask::save;
 pub(crate) use self::ask::stats;

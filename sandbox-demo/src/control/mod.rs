@@ -14,6 +14,8 @@ pub(crate) use self::protocol::HooksReply;
 pub(crate) use self::protocol::KeysReply;
 pub(crate) use self::protocol::LinkReply;
 pub(crate) use self::protocol::ListReply;
+pub(crate) use self::protocol::NeighbourReply;
+pub(crate) use self::protocol::NeighboursReply;
 pub(crate) use self::protocol::Request;
 pub(crate) use self::protocol::RestoreSummary;
 pub(crate) use self::protocol::RunState;

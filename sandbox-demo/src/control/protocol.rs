@@ -19,6 +19,8 @@ pub(crate) enum Request {
     Status,
     /// The flow table. Answered by [`ListReply`].
     List,
+    /// The neighbours on Ethernet links. Answered by [`NeighboursReply`].
+    Neighbours,
     /// The hooks and their stations. Answered by [`HooksReply`].
     Hooks,
     /// Drops by reason and the links' counts. Answered by [`StatsReply`].
@@ -153,6 +155,24 @@ impl RestoreSummary {
 pub(crate) struct ListReply {
     /// One line per flow, as `conntrack -L` prints it.
     pub(crate) flows: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NeighboursReply {
+    pub(crate) neighbours: Vec<NeighbourReply>,
+}
+
+/// One neighbour on an Ethernet link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NeighbourReply {
+    pub(crate) addr: String,
+    pub(crate) link: String,
+    /// Its hardware address, once known.
+    pub(crate) mac: Option<String>,
+    /// Its state, as `ip neigh` names it.
+    pub(crate) state: String,
+    /// The line as `ip neigh` prints it.
+    pub(crate) text: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

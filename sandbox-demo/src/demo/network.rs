@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use hibernet_netstack::Medium;
+
 use super::scenario;
 use super::scenario::StreamPlans;
 use super::watch::Watch;
@@ -74,7 +76,7 @@ impl Network {
         })?;
         let links = vec![guest_link, world_link];
         // What a gateway will do first: here a failure can still lead to other links.
-        links.iter().try_for_each(|link| Link::open(link).map(drop))?;
+        links.iter().try_for_each(|link| Link::open(link, Medium::Ip).map(drop))?;
         Ok(Self { guest, world, links, wiring })
     }
 

@@ -9,6 +9,8 @@ use anyhow::Context;
 use hibernet_conntrack::CanaryScan;
 use hibernet_netstack::Decoded;
 use hibernet_netstack::LinkId;
+use hibernet_netstack::Medium;
+use hibernet_netstack::NeighbourEntry;
 use hibernet_netstack::RestorePolicy;
 use hibernet_netstack::Stack;
 use hibernet_netstack::Supplied;
@@ -35,6 +37,8 @@ use crate::control::HooksReply;
 use crate::control::KeysReply;
 use crate::control::LinkReply;
 use crate::control::ListReply;
+use crate::control::NeighbourReply;
+use crate::control::NeighboursReply;
 use crate::control::Request;
 use crate::control::RestoreSummary;
 use crate::control::RunState;
@@ -109,13 +113,20 @@ impl Engine {
 
     /// Joins an open device to the stack's link of the same name.
     pub(crate) fn attach(&mut self, link: Link) -> anyhow::Result<()> {
-        let configured = self.stack.links().iter().any(|known| known.name == link.name());
-        let id = self.stack.link(link.name()).filter(|_| configured).with_context(|| {
-            let known: Vec<&str> = self.stack.links().iter().map(|link| link.name.as_str()).collect();
-            format!("the stack has no link {}; it has {}", link.name(), known.join(", "))
-        })?;
+        self.medium_of(link.name())?;
+        let id = self.stack.link(link.name()).context("a configured link has an id")?;
         self.links.push((id, link));
         Ok(())
+    }
+
+    /// What the stack's link of that name carries.
+    pub(crate) fn medium_of(&self, name: &str) -> anyhow::Result<Medium> {
+        let configured = self.stack.links().iter().find(|known| known.name == name);
+        let link = configured.with_context(|| {
+            let known: Vec<&str> = self.stack.links().iter().map(|link| link.name.as_str()).collect();
+            format!("the stack has no link {name}; it has {}", known.join(", "))
+        })?;
+        Ok(link.medium)
     }
 
     /// Every link of the stack has a device.
@@ -183,6 +194,7 @@ impl Engine {
         let result = match request {
             Request::Status => reply(&self.status()),
             Request::List => reply(&self.list()),
+            Request::Neighbours => reply(&self.neighbours()),
             Request::Hooks => reply(&self.hooks()),
             Request::Stats => reply(&self.stats()),
             Request::Save { path, after } => return self.save(path, after),
@@ -228,6 +240,17 @@ impl Engine {
 
     fn list(&self) -> ListReply {
         ListReply { flows: self.stack.flows(self.clock.now()).iter().map(ToString::to_string).collect() }
+    }
+
+    fn neighbours(&self) -> NeighboursReply {
+        let row = |entry: &NeighbourEntry| NeighbourReply {
+            addr: entry.addr.to_string(),
+            link: entry.link.clone(),
+            mac: entry.mac.map(|mac| mac.to_string()),
+            state: entry.state.to_string(),
+            text: entry.to_string(),
+        };
+        NeighboursReply { neighbours: self.stack.neighbours(self.clock.now()).iter().map(row).collect() }
     }
 
     fn hooks(&self) -> HooksReply {

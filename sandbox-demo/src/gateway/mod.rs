@@ -6,6 +6,8 @@ mod engine;
 mod run;
 
 pub(crate) use self::config::GatewayConfig;
+pub(crate) use self::config::GatewayLink;
+pub(crate) use self::config::MediumName;
 pub(crate) use self::engine::Engine;
 pub(crate) use self::run::Start;
 pub(crate) use self::run::read_image;

@@ -40,11 +40,16 @@ pub(crate) enum Start {
 pub(crate) fn run(start: &Start, links: &[LinkSpec], control: &Path, hold: bool, json: bool) -> anyhow::Result<()> {
     let stopped = stop_on_signals()?;
     let mut engine = match start {
-        Start::Fresh(file) => Engine::fresh(&GatewayConfig::read(file)?)?,
+        Start::Fresh(file) => {
+            let mut config = GatewayConfig::read(file)?;
+            config.settle_macs(links)?;
+            Engine::fresh(&config)?
+        }
         Start::Restored(file) => Engine::restored(file, Supplied::default())?,
     };
     for spec in links {
-        engine.attach(Link::open(spec)?)?;
+        let medium = engine.medium_of(spec.name())?;
+        engine.attach(Link::open(spec, medium)?)?;
     }
     engine.check_links()?;
     let mut server = ControlServer::bind(control)?;

@@ -1,4 +1,4 @@
-//! Links: where the gateway's IP datagrams come from and go to.
+//! Links: where the gateway's IP datagrams or Ethernet frames come from and go to.
 
 mod memory;
 mod packet;
@@ -10,6 +10,8 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use hibernet_netstack::MacAddr;
+use hibernet_netstack::Medium;
 use rustix::io::Errno;
 use serde::Serialize;
 
@@ -18,6 +20,7 @@ pub(crate) use self::memory::Wire;
 use self::packet::PacketLink;
 use self::tun::TunLink;
 pub(crate) use self::tun::make_tun;
+use crate::netlink::Netlink;
 use crate::netns;
 
 /// One open link and the datagrams that could not leave it yet.
@@ -28,8 +31,8 @@ pub(crate) struct Link {
     counts: LinkCounts,
 }
 
-/// A device to open: its kind and name, as the user writes it (`guest0`, `packet:guest0`, `tun:guest0`), and where it is if
-/// not in the namespace of this process (`tun:guest0@/run/netns/guest`).
+/// A device to open: its kind and name, as the user writes it (`guest0`, `packet:guest0`, `tun:guest0`, `tap:guest0`), and
+/// where it is if not in the namespace of this process (`tun:guest0@/run/netns/guest`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LinkSpec {
     kind: LinkKind,
@@ -56,6 +59,7 @@ pub(crate) struct LinkCounts {
 enum LinkKind {
     Packet,
     Tun,
+    Tap,
 }
 
 enum Port {
@@ -65,19 +69,25 @@ enum Port {
 }
 
 impl Link {
-    /// Opens the device. Datagrams that arrive from now on wait until they are read.
-    pub(crate) fn open(spec: &LinkSpec) -> anyhow::Result<Self> {
-        match &spec.namespace {
-            Some(namespace) => netns::within(namespace, || Self::open_here(spec)),
-            None => Self::open_here(spec),
-        }
+    /// Opens the device for a link of that medium. What arrives from now on waits until it is read.
+    pub(crate) fn open(spec: &LinkSpec, medium: Medium) -> anyhow::Result<Self> {
+        spec.within_its_namespace(|| Self::open_here(spec, medium))
     }
 
     /// Opens a device of the namespace this process is in.
-    fn open_here(spec: &LinkSpec) -> anyhow::Result<Self> {
-        let port = match spec.kind {
-            LinkKind::Packet => Port::Packet(PacketLink::open(&spec.name)?),
-            LinkKind::Tun => Port::Tun(TunLink::open(&spec.name)?),
+    fn open_here(spec: &LinkSpec, medium: Medium) -> anyhow::Result<Self> {
+        let name = &spec.name;
+        let port = match (spec.kind, medium) {
+            (LinkKind::Packet, medium) => Port::Packet(PacketLink::open(name, medium)?),
+            (LinkKind::Tun, Medium::Ip) => Port::Tun(TunLink::open(name, false)?),
+            (LinkKind::Tap, Medium::Ethernet { .. }) => Port::Tun(TunLink::open(name, true)?),
+            (LinkKind::Tun, Medium::Ethernet { .. }) => anyhow::bail!(
+                "link {name} carries Ethernet, a TUN device carries IP: give `--link tap:{name}`, or make it a link of IP"
+            ),
+            (LinkKind::Tap, Medium::Ip) => anyhow::bail!(
+                "link {name} carries IP, a TAP device carries Ethernet: say `\"medium\": \"ethernet\"` of it in the \
+                 configuration, or give `--link tun:{name}`"
+            ),
         };
         Ok(Self::with_port(&spec.name, port))
     }
@@ -168,11 +178,6 @@ impl Link {
 }
 
 impl LinkSpec {
-    /// The device's name.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
     /// A device of this process's namespace, behind a packet socket.
     pub(crate) fn packet(name: &str) -> Self {
         Self { kind: LinkKind::Packet, name: name.to_owned(), namespace: None }
@@ -182,6 +187,36 @@ impl LinkSpec {
     pub(crate) fn tun_of(name: &str, pid: u32) -> Self {
         let namespace = PathBuf::from(format!("/proc/{pid}/ns/net"));
         Self { kind: LinkKind::Tun, name: name.to_owned(), namespace: Some(namespace) }
+    }
+
+    /// Whether the device carries Ethernet whatever it is told.
+    pub(crate) const fn is_tap(&self) -> bool {
+        matches!(self.kind, LinkKind::Tap)
+    }
+
+    /// The device's name, which is the link's.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The hardware address a link over this device has unless it is given one: the device's, for a packet socket stands in
+    /// its place; none for TAP, whose device is the other end.
+    pub(crate) fn own_mac(&self) -> anyhow::Result<Option<MacAddr>> {
+        match self.kind {
+            LinkKind::Packet => {
+                let device = self.within_its_namespace(|| Netlink::open()?.device(&self.name))?;
+                let mac = MacAddr::new(device.mac);
+                Ok(mac.is_unicast().then_some(mac))
+            }
+            LinkKind::Tun | LinkKind::Tap => Ok(None),
+        }
+    }
+
+    fn within_its_namespace<T>(&self, act: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        match &self.namespace {
+            Some(namespace) => netns::within(namespace, act),
+            None => act(),
+        }
     }
 }
 
@@ -198,7 +233,8 @@ impl FromStr for LinkSpec {
             None => (LinkKind::Packet, device),
             Some(("packet", name)) => (LinkKind::Packet, name),
             Some(("tun", name)) => (LinkKind::Tun, name),
-            Some((other, _)) => return Err(format!("found link kind `{other}`, expected `packet` or `tun`")),
+            Some(("tap", name)) => (LinkKind::Tap, name),
+            Some((other, _)) => return Err(format!("found link kind `{other}`, expected `packet`, `tun` or `tap`")),
         };
         if name.is_empty() || name.len() > MAX_DEVICE_NAME || name.contains(['/', ' ']) {
             return Err(format!("found device name `{name}`, expected 1 to {MAX_DEVICE_NAME} letters or digits"));
@@ -212,6 +248,7 @@ impl fmt::Display for LinkSpec {
         match self.kind {
             LinkKind::Packet => write!(f, "{}", self.name)?,
             LinkKind::Tun => write!(f, "tun:{}", self.name)?,
+            LinkKind::Tap => write!(f, "tap:{}", self.name)?,
         }
         match &self.namespace {
             Some(namespace) => write!(f, "@{}", namespace.display()),
@@ -250,15 +287,29 @@ mod tests {
         let spec: LinkSpec = "tun:guest0@/proc/7/ns/net".parse().expect("a device with its namespace");
         assert_eq!(spec, LinkSpec::tun_of("guest0", 7));
         assert_eq!(spec.to_string(), "tun:guest0@/proc/7/ns/net");
+        let tap: LinkSpec = "tap:guest0@/run/netns/guest".parse().expect("a device with its namespace");
+        assert_eq!(tap.to_string(), "tap:guest0@/run/netns/guest");
         assert!("tun:guest0@".parse::<LinkSpec>().is_err());
     }
 
     #[test]
     fn kinds_and_names_that_cannot_be_are_refused_with_what_was_expected() {
-        let error = "tap:x".parse::<LinkSpec>().expect_err("no such kind");
-        assert!(error.contains("`tap`") && error.contains("`tun`"), "{error}");
+        let error = "wire:x".parse::<LinkSpec>().expect_err("no such kind");
+        assert!(error.contains("`wire`") && error.contains("`tap`"), "{error}");
         let error = "a-name-longer-than-any-device".parse::<LinkSpec>().expect_err("too long");
         assert!(error.contains("1 to 15"), "{error}");
+    }
+
+    #[test]
+    fn a_device_that_carries_something_else_than_its_link_is_refused_with_the_remedy() {
+        let open = |spec: &str, medium| {
+            let spec: LinkSpec = spec.parse().expect("a device");
+            Link::open(&spec, medium).err().expect("they do not fit").to_string()
+        };
+        let ethernet = Medium::Ethernet { mac: MacAddr::new([2, 0, 0, 0, 0, 1]) };
+        assert!(open("tun:g0", ethernet).contains("`--link tap:g0`"));
+        assert!(open("tap:g0", Medium::Ip).contains("\"medium\": \"ethernet\""));
+        assert_eq!("tap:g0".parse::<LinkSpec>().expect("a device").to_string(), "tap:g0");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A link over a TUN device: the other end is the kernel of this namespace.
+//! A link over a TUN or TAP device: the other end is the kernel of this namespace.
 
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
@@ -14,15 +14,16 @@ use crate::fault::Fault;
 use crate::fault::errno_fault;
 use crate::sys;
 
-/// An attached TUN device.
+/// An attached device: TUN has datagrams, TAP has frames.
 pub(super) struct TunLink {
     tun: OwnedFd,
+    frames: bool,
     buffer: Vec<u8>,
 }
 
 impl TunLink {
-    pub(super) fn open(name: &str) -> anyhow::Result<Self> {
-        Ok(Self { tun: attached(name)?, buffer: vec![0; MAX_DATAGRAM] })
+    pub(super) fn open(name: &str, frames: bool) -> anyhow::Result<Self> {
+        Ok(Self { tun: attached(name, frames)?, frames, buffer: vec![0; MAX_READ] })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -37,7 +38,7 @@ impl TunLink {
                 Err(_) => return None,
             };
             let datagram = self.buffer.get(..read)?;
-            if ethertype(datagram).is_some() {
+            if self.frames || ethertype(datagram).is_some() {
                 return Some(datagram.to_vec());
             }
             counts.unreadable += 1;
@@ -51,11 +52,12 @@ impl TunLink {
 
 /// Makes a TUN device that stays when whoever is attached to it ends.
 pub(crate) fn make_tun(name: &str) -> Result<(), Fault> {
-    sys::keep_tun(&attached(name)?).map_err(|errno| errno_fault(format_args!("keeping tun:{name}"), errno))
+    sys::keep_tun(&attached(name, false)?).map_err(|errno| errno_fault(format_args!("keeping tun:{name}"), errno))
 }
 
-/// A descriptor of the TUN device of this name in the present namespace; a new device if there is none.
-fn attached(name: &str) -> Result<OwnedFd, Fault> {
+/// A descriptor of the TUN device of this name in the present namespace, or of the TAP device if `frames`; a new device if
+/// there is none.
+fn attached(name: &str, frames: bool) -> Result<OwnedFd, Fault> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let tun = rustix::fs::open(DEVICE_NODE, flags, Mode::empty()).map_err(|errno| match errno {
         Errno::NOENT | Errno::NODEV | Errno::NXIO => Fault::new(
@@ -68,16 +70,17 @@ fn attached(name: &str) -> Result<OwnedFd, Fault> {
         ),
         other => errno_fault(format_args!("opening {DEVICE_NODE}"), other),
     })?;
-    sys::attach_tun(&tun, name).map_err(|errno| match errno {
+    let kind = if frames { "tap" } else { "tun" };
+    sys::attach_tun(&tun, name, frames).map_err(|errno| match errno {
         Errno::BUSY => Fault::new(
-            format!("attaching to tun:{name}: {errno}"),
+            format!("attaching to {kind}:{name}: {errno}"),
             "another process is attached to it: end that one, or name another device",
         ),
-        other => errno_fault(format_args!("attaching to tun:{name}"), other),
+        other => errno_fault(format_args!("attaching to {kind}:{name}"), other),
     })?;
     Ok(tun)
 }
 
 const DEVICE_NODE: &str = "/dev/net/tun";
-/// The longest IP datagram.
-const MAX_DATAGRAM: usize = 65_535;
+/// The longest IP datagram in a frame with a VLAN tag.
+const MAX_READ: usize = 65_535 + 18;

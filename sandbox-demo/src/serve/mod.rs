@@ -12,7 +12,6 @@ use std::time::Duration;
 use anyhow::Context;
 use hibernet_conntrack::EarlyDrop;
 use hibernet_netstack::Cidr;
-use hibernet_netstack::LinkConfig;
 use hibernet_netstack::ListenOptions;
 use hibernet_netstack::LocalLimits;
 use hibernet_netstack::Route;
@@ -40,6 +39,8 @@ use crate::control::RestoreSummary;
 use crate::fault::Fault;
 use crate::gateway::Engine;
 use crate::gateway::GatewayConfig;
+use crate::gateway::GatewayLink;
+use crate::gateway::MediumName;
 use crate::link::Link;
 use crate::link::LinkSpec;
 use crate::runtime;
@@ -124,7 +125,8 @@ async fn run(options: ServeOptions) -> anyhow::Result<Net> {
         ServeStart::Fresh(place) => fresh(&place, &link, limits)?,
         ServeStart::Restored(image) => restored(&image, limits)?,
     };
-    engine.attach(Link::open(&link)?)?;
+    let medium = engine.medium_of(link.name())?;
+    engine.attach(Link::open(&link, medium)?)?;
     engine.check_links()?;
     let Saved { http, echo, sessions: to_resume } = saved;
     let sessions = Sessions::new(root, usize::from(most));
@@ -194,6 +196,7 @@ fn fresh(place: &Place, link: &LinkSpec, limits: LocalLimits) -> anyhow::Result<
     let Place { addrs, via, mtu, http, echo } = place;
     anyhow::ensure!(http != echo, "--http and --echo are both {http}: give one of them another port");
     let name = link.name().to_owned();
+    let medium = if link.is_tap() { MediumName::Ethernet } else { MediumName::Ip };
     let default_route = |via: &IpAddr| Route {
         destination: if via.is_ipv4() { Cidr::all_v4() } else { Cidr::all_v6() },
         via: Some(*via),
@@ -210,8 +213,8 @@ fn fresh(place: &Place, link: &LinkSpec, limits: LocalLimits) -> anyhow::Result<
         {"chain": "input", "match": {"ctstate": ["established", "related"]}, "action": "accept"},
         service(http), service(echo), datagrams, ping("icmp"), ping("icmp6"),
     ]});
-    let config = GatewayConfig {
-        links: vec![LinkConfig { name: name.clone(), mtu: *mtu, addrs: addrs.clone() }],
+    let mut config = GatewayConfig {
+        links: vec![GatewayLink { name: name.clone(), mtu: *mtu, addrs: addrs.clone(), medium, mac: None }],
         routes: via.iter().map(default_route).collect(),
         sysctls: [("nf_conntrack_tcp_loose".to_owned(), json!(0))].into(),
         capacity: TRACKED,
@@ -222,6 +225,7 @@ fn fresh(place: &Place, link: &LinkSpec, limits: LocalLimits) -> anyhow::Result<
         udp_echo: None,
         tcp_echo: None,
     };
+    config.settle_macs(core::slice::from_ref(link))?;
     let mut engine = Engine::fresh(&config)?;
     let listen = ListenOptions {
         stream: StreamOptions { keepalive: Some(KEEPALIVE), user_timeout: Some(GIVE_UP), ..StreamOptions::default() },

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 use hibernet_conntrack::{EarlyDrop, Sysctls};
-use hibernet_netstack::{Cidr, FragmentLimits, LinkConfig, Route, StackConfig};
+use hibernet_netstack::{Cidr, FragmentLimits, LinkConfig, Medium, Route, StackConfig};
 
 use super::rules;
 use crate::scenario::{Link, Net, Scenario, Setting};
@@ -48,7 +48,7 @@ pub(super) fn links(net: &Net) -> Result<Vec<LinkConfig>> {
 fn link(name: &str, link: &Link) -> Result<LinkConfig> {
     let cidr = |text: &String| text.parse().with_context(|| format!("address {text:?} of link {name:?}"));
     let addrs = link.addr.iter().map(cidr).collect::<Result<_>>()?;
-    Ok(LinkConfig { name: name.to_owned(), mtu: link.mtu, addrs })
+    Ok(LinkConfig { name: name.to_owned(), mtu: link.mtu, addrs, medium: Medium::Ip })
 }
 
 /// The routes, from arguments of `ip route add`: a prefix, then `via ADDRESS` and `dev NAME` in any order.

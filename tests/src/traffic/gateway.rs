@@ -2,8 +2,8 @@
 
 use hibernet_conntrack::{Config, EarlyDrop};
 use hibernet_netstack::{
-    Cidr, Decoded, LinkConfig, LocalServices, RestoreError, RestorePolicy, RestoreReport, Route, Ruleset, Stack,
-    StackConfig, Supplied,
+    Cidr, Decoded, LinkConfig, LocalServices, Medium, RestoreError, RestorePolicy, RestoreReport, Route, Ruleset,
+    Stack, StackConfig, Supplied,
 };
 use hibernet_snapshot::image::Limits;
 use hibernet_snapshot::{Entropy, GenerationId, Instant};
@@ -72,7 +72,7 @@ pub fn restored(image: &[u8], seed: u64, now: Instant) -> Result<(Stack, Restore
 
 fn link(name: &str, addrs: [&str; 2]) -> LinkConfig {
     let addrs = addrs.iter().map(|addr| addr.parse().expect("an address with its network")).collect();
-    LinkConfig { name: name.into(), mtu: 1500, addrs }
+    LinkConfig { name: name.into(), mtu: 1500, addrs, medium: Medium::Ip }
 }
 
 /// When every stack of the tests begins: not at zero, where mistakes cancel out.

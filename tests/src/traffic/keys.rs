@@ -24,6 +24,8 @@ pub struct Keys {
     pub tcp: [u8; 16],
     /// Of IP identifications.
     pub ip_ids: [u8; 16],
+    /// Of how long confirmations of neighbours count.
+    pub neighbour_times: [u8; 16],
 }
 
 impl Keys {
@@ -33,12 +35,13 @@ impl Keys {
         let table = *entropy.secret().expose();
         let generator = *entropy.secret().expose();
         let mut next = || *entropy.secret().expose();
-        Self { table, generator, ports: next(), local: next(), tcp: next(), ip_ids: next() }
+        let (ports, local, tcp) = (next(), next(), next());
+        Self { table, generator, ports, local, tcp, ip_ids: next(), neighbour_times: next() }
     }
 
     /// Every key with the name that the canary scan has for it.
-    pub const fn named(&self) -> [(&'static str, &[u8]); 6] {
-        let Self { table, generator, ports, local, tcp, ip_ids } = self;
+    pub const fn named(&self) -> [(&'static str, &[u8]); 7] {
+        let Self { table, generator, ports, local, tcp, ip_ids, neighbour_times } = self;
         [
             ("table hash", table),
             ("later table hashes", generator),
@@ -46,6 +49,7 @@ impl Keys {
             ("local sockets", local),
             ("TCP numbers", tcp),
             ("IP ids", ip_ids),
+            ("neighbour times", neighbour_times),
         ]
     }
 }

@@ -25,7 +25,7 @@ pub struct Trace {
 /// Choices by source, in the order in which a stack names its sources.
 type Tape = [Vec<u64>; SOURCES];
 
-const SOURCES: usize = 4;
+const SOURCES: usize = 5;
 
 /// What is done to a stack during a replay that nobody outside may notice.
 #[derive(Clone, Copy, Debug, Default)]

@@ -20,7 +20,7 @@ fn host(addrs: [&str; 2], rules: Ruleset, seed: u64) -> Stack {
     conntrack.sysctls.set("nf_conntrack_max", "4096").unwrap();
     let addrs = addrs.iter().map(|addr| addr.parse().unwrap()).collect();
     let config = StackConfig {
-        links: vec![LinkConfig { name: "net".into(), mtu: 1500, addrs }],
+        links: vec![LinkConfig { name: "net".into(), mtu: 1500, addrs, medium: crate::Medium::Ip }],
         rules,
         conntrack,
         ..StackConfig::default()

@@ -2,7 +2,7 @@ use super::*;
 use crate::link::LinkConfig;
 
 fn verdict(text: &str) -> String {
-    let link = |name: &str| LinkConfig { name: name.into(), mtu: 1500, addrs: Vec::new() };
+    let link = |name: &str| LinkConfig { name: name.into(), mtu: 1500, addrs: Vec::new(), medium: crate::Medium::Ip };
     let set = Ruleset::from_json(text).unwrap_or_else(|error| panic!("{text}: {error}"));
     validate(&set, &Links::new(vec![link("in"), link("out")])).map_or_else(|error| error.to_string(), |_| "ok".into())
 }
