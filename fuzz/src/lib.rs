@@ -7,8 +7,8 @@ use core::time::Duration;
 
 use hibernet_conntrack::Config;
 use hibernet_netstack::{
-    Cidr, Decoded, LinkConfig, LocalServices, MacAddr, Medium, ReceiveLimits, RestorePolicy, Route, Ruleset, Stack,
-    StackConfig, Supplied,
+    Cidr, Decoded, LinkConfig, ListenOptions, LocalServices, MacAddr, Medium, ReceiveLimits, RestorePolicy, Route,
+    Ruleset, Stack, StackConfig, StreamOptions, Supplied,
 };
 use hibernet_snapshot::image::Limits;
 use hibernet_snapshot::{Entropy, GenerationId, Instant};
@@ -60,7 +60,8 @@ pub fn stack(rules: Ruleset) -> Option<Stack> {
     Stack::new(config, Entropy::from_test_seed(1), START).ok()
 }
 
-/// A stack with sockets that most of the stored packets reach, and a peer that answers one of them with an error.
+/// A stack with sockets that most of the stored packets reach, a peer that answers one of them with an error, and a listener
+/// that soon has to send cookies.
 pub fn with_sockets(rules: Ruleset) -> Option<Stack> {
     let mut stack = stack(rules)?;
     let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
@@ -77,6 +78,9 @@ pub fn with_sockets(rules: Ruleset) -> Option<Stack> {
         let socket = stack.ping_bind(any, identifier).ok()?;
         stack.ping_send(socket, far, 1, b"asked", START).ok()?;
     }
+    let buffers = StreamOptions { receive_buffer: 2048, send_buffer: 2048, ..StreamOptions::default() };
+    let options = ListenOptions { backlog: 4, half_open: 2, cookies: true, stream: buffers };
+    stack.tcp_listen(any, 80, options).ok()?;
     Some(stack)
 }
 
@@ -107,23 +111,80 @@ pub fn framed(link: u8, wait: u8, frame: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// A peer's segment whose numbers are [`ANY_NUMBER`] goes on where the last segment of the stack left off: no bytes could
+/// guess them.
+fn answering(frame: &mut [u8], heard: Option<([u8; 4], [u8; 4])>) {
+    let Some((end, acked)) = heard else { return };
+    if !matches!(frame, [0x45, _, _, _, _, _, _, _, _, 6, ..] if frame.len() >= 40) {
+        return;
+    }
+    for (at, number) in [(24, acked), (28, end)] {
+        if frame[at..at + 4] == ANY_NUMBER {
+            frame[at..at + 4].copy_from_slice(&number);
+        }
+    }
+    frame[36..38].fill(0);
+    let words = |bytes: &[u8]| -> u32 {
+        bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0))).sum()
+    };
+    let mut sum = words(&frame[12..]) + 6 + (frame.len() as u32 - 20);
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    frame[36..38].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+}
+
+/// Where a segment of the stack leaves off: the number behind it, and what it acknowledges.
+fn left_off(datagram: &[u8]) -> Option<([u8; 4], [u8; 4])> {
+    let [0x45, _, _, _, _, _, _, _, _, 6, ..] = datagram else { return None };
+    let seq = u32::from_be_bytes(datagram.get(24..28)?.try_into().ok()?);
+    let header = usize::from(datagram.get(32)? >> 4) * 4;
+    let flags = u32::from(*datagram.get(33)?);
+    let taken = datagram.len().saturating_sub(20 + header) as u32 + (flags & 1) + (flags >> 1 & 1);
+    Some((seq.wrapping_add(taken).to_be_bytes(), datagram.get(28..32)?.try_into().ok()?))
+}
+
+/// Accepts, reads, writes and closes streams: which of these, the time says.
+fn use_streams(stack: &mut Stack, now: Instant) {
+    for listener in stack.tcp_listeners() {
+        while stack.tcp_accept(listener).is_some() {}
+    }
+    let turn = now.as_nanos() / 100_000_000;
+    for stream in stack.tcp_streams() {
+        let mut room = [0; 700];
+        let _read = stack.tcp_read(stream, &mut room, now);
+        let _written = stack.tcp_write(stream, b"an answer", now);
+        match turn % 16 {
+            3 => _ = stack.tcp_shutdown(stream, now),
+            7 => stack.tcp_close(stream, now),
+            11 => stack.tcp_abort(stream, now),
+            _ => {}
+        }
+    }
+}
+
 /// Feeds frames and lets time pass. What comes out is thrown away. Returns the time at the end.
 pub fn feed(stack: &mut Stack, bytes: &[u8]) -> Instant {
     let mut now = START;
     let links = ["in", "out", "eth"].map(|name| stack.link(name));
-    for (link, wait, frame) in frames(bytes) {
+    let mut heard = None;
+    for (link, wait, mut frame) in frames(bytes) {
         now = now.saturating_add(wait);
         stack.poll(now);
+        answering(&mut frame, heard);
         if let Some(link) = links[link] {
             stack.ingress(link, frame, now);
         }
-        while stack.egress().is_some() {}
+        while let Some(out) = stack.egress() {
+            heard = left_off(&out.datagram).or(heard);
+        }
         while stack.next_event().is_some() {}
         // Every so often something is read, so that queues are saved full, empty and in between.
         if wait.as_millis() % 300 == 200 {
             let (udp, ping): (Vec<_>, Vec<_>) = (stack.udp_sockets().collect(), stack.ping_sockets().collect());
             udp.into_iter().for_each(|socket| drop(stack.udp_recv(socket)));
             ping.into_iter().for_each(|socket| drop(stack.ping_recv(socket)));
+            use_streams(stack, now);
         }
     }
     stack.poll(now);
@@ -136,8 +197,11 @@ pub fn restored(image: &[u8], seed: u64, now: Instant) -> Option<(Stack, u32)> {
     let validated = Decoded::open(image, &Limits::default()).ok()?.validate(&mut entropy, now).ok()?;
     let rehashed = validated.rehash(entropy, RestorePolicy::default()).ok()?;
     let (stack, report) = rehashed.open(Supplied::default());
-    Some((stack, report.reset + report.dropped))
+    Some((stack, report.reset + report.dropped + report.streams_reset))
 }
+
+/// Stands for the number that goes on where the stack left off.
+pub const ANY_NUMBER: [u8; 4] = [0xff; 4];
 
 /// Makes every checksum of an image right, as far as its framing can be followed, so that changed bytes get past them.
 pub fn reseal(image: &mut [u8]) {

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Error;
 use std::time::Duration;
 
-use hibernet_fuzz::{GENERATION, RULES, START, feed, framed, link, reseal, stack, with_sockets};
+use hibernet_fuzz::{ANY_NUMBER, GENERATION, RULES, START, feed, framed, link, reseal, stack, with_sockets};
 use hibernet_netstack::{Cidr, Decoded, MacAddr, Medium, Route, Ruleset, Stack, StackConfig};
 use hibernet_snapshot::Entropy;
 use hibernet_snapshot::image::Limits;
@@ -31,7 +31,41 @@ fn main() -> Result<(), Error> {
         let input = neighbours(version).ok_or_else(|| Error::other("the peer's configuration is sound"))?;
         store(&format!("ethernet{version}"), &input)?;
     }
-    Ok(())
+    store("streams", &streams())
+}
+
+/// Streams of the listener and of the echo service: opened, written to, closed by either side, kept half open until there
+/// are cookies.
+fn streams() -> Vec<u8> {
+    let segment = |port: u16, to: u16, flags: u8, payload: &[u8]| {
+        let mut frame = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 2, 10, 0, 0, 1];
+        frame.extend(port.to_be_bytes());
+        frame.extend(to.to_be_bytes());
+        frame.extend(if flags == SYN { [0, 0, 0, 9] } else { ANY_NUMBER });
+        frame.extend(if flags == SYN { [0; 4] } else { ANY_NUMBER });
+        frame.extend([0x50, flags, 0xff, 0, 0, 0, 0, 0]);
+        frame.extend(payload);
+        let len = (frame.len() as u16).to_be_bytes();
+        frame[2..4].copy_from_slice(&len);
+        let sum: u32 = frame[..20].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+        let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
+        frame[10..12].copy_from_slice(&sum.to_be_bytes());
+        frame
+    };
+    let mut input = Vec::new();
+    let mut say = |wait: u8, frame: Vec<u8>| input.extend(framed(0, wait, &frame));
+    for (port, to) in [(4000, 80), (4001, 7), (4002, 80)] {
+        say(1, segment(port, to, SYN, b""));
+        say(1, segment(port, to, ACK, b"asked"));
+        say(2, segment(port, to, ACK, b"more"));
+    }
+    say(1, segment(4000, 80, ACK | FIN, b""));
+    for port in 5000..5006 {
+        say(0, segment(port, 80, SYN, b""));
+    }
+    say(0, segment(5005, 80, ACK, b"a cookie comes back"));
+    say(2, segment(5005, 80, ACK, b"and more"));
+    input
 }
 
 /// Writes one input for every target, and the image that comes of it.
@@ -140,3 +174,6 @@ fn injected(line: &str) -> Vec<(u8, Vec<u8>)> {
 
 /// How a time is refused that is not spelled as it would be saved.
 const REFUSAL: &str = "found 1000000000 ns, expected less than a second";
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const ACK: u8 = 16;
