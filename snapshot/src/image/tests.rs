@@ -125,7 +125,7 @@ fn bytes_after_the_trailer_are_refused() {
 
 #[test]
 fn a_foreign_file_is_told_by_its_first_bytes() {
-    assert_eq!(refusal(b"\x7fELF"), r#"not a hibernet image: it starts with "\\x7fELF", expected "HIBERNET""#);
+    assert_eq!(refusal(b"\x7fELF"), r#"not a hibernet image: it starts with "\x7fELF", expected "HIBERNET""#);
     assert_eq!(refusal(b""), "truncated in the header: 8 bytes needed, 0 left");
 }
 
