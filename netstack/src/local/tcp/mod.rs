@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use hashbrown::HashTable;
 use hibernet_conntrack::{CanaryScan, WireChoices};
 use hibernet_snapshot::Instant;
+use serde::{Deserialize, Serialize};
 use slab::Slab;
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::IpListenEndpoint;
@@ -40,12 +41,13 @@ use self::shim::Shim;
 use super::{ANY, Local, Wire};
 use crate::drop_reason::DropReason;
 
-/// A TCP stream of this host. An id is never used twice, and stays valid through a restore.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+/// A TCP stream of this host. An id is never used twice, and stays valid through a restore: an embedder may write it down.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct TcpStream(u64);
 
-/// A port at which TCP connections are accepted. An id is never used twice, and stays valid through a restore.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+/// A port at which TCP connections are accepted. An id is never used twice, and stays valid through a restore, as
+/// [`TcpStream`]'s.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct TcpListener(u64);
 
 /// Why a stream did not do what it was asked for.
