@@ -8,7 +8,12 @@ use crate::tuple::proto;
 /// Sum of 16-bit words in one's complement, not inverted: 0xffff over bytes that include their own right checksum.
 pub(crate) fn ones_complement_sum(start: u16, bytes: &[u8]) -> u16 {
     let mut sum = u64::from(start);
-    for word in bytes.chunks(2) {
+    // Two words at a time: carries between them are folded in at the end, as 2^16 is 1 in one's complement.
+    let (pairs, rest) = bytes.as_chunks::<4>();
+    for pair in pairs {
+        sum = sum.wrapping_add(u64::from(u32::from_be_bytes(*pair)));
+    }
+    for word in rest.chunks(2) {
         let value = match *word {
             [high, low] => u16::from_be_bytes([high, low]),
             [high] => u16::from_be_bytes([high, 0]),
@@ -117,6 +122,21 @@ mod tests {
     #[test]
     fn an_odd_last_byte_counts_as_the_high_half_of_a_word() {
         assert_eq!(ones_complement_sum(0, &[0x12, 0x34, 0x56]), 0x1234 + 0x5600);
+    }
+
+    #[test]
+    fn the_sum_is_that_of_words_one_by_one_at_every_length() {
+        let bytes: Vec<u8> = (0..200_u32).map(|at| (at * at * 251 + 0xf7) as u8 | 0x80).collect();
+        for len in 0..=bytes.len() {
+            let part = &bytes[..len];
+            let words =
+                part.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word.get(1).copied().unwrap_or(0)));
+            let one_by_one = words.fold(0xfedc_u32, |sum, word| {
+                let sum = sum + word;
+                (sum & 0xffff) + (sum >> 16)
+            });
+            assert_eq!(u32::from(ones_complement_sum(0xfedc, part)), one_by_one, "{len} bytes");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use rustix::time::ClockId;
 use rustix::time::clock_gettime;
 
 /// The system's monotonic clock, the same for every process on the machine.
-pub(crate) fn monotonic() -> Instant {
+pub fn monotonic() -> Instant {
     let time = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);

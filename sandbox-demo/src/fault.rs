@@ -9,14 +9,14 @@ use rustix::io::Errno;
 
 /// A failure with its remedy, printed as one line.
 #[derive(Debug)]
-pub(crate) struct Fault {
+pub struct Fault {
     what: String,
     remedy: String,
 }
 
 impl Fault {
     /// `what` went wrong; `remedy` is what the user can do about it.
-    pub(crate) fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { what: what.into(), remedy: remedy.into() }
     }
 }
@@ -59,7 +59,7 @@ pub(crate) fn image_fault(path: &Path, error: &RestoreError) -> Fault {
 }
 
 /// Raises the soft limit of open files to `wanted`; each connection of a peer is one.
-pub(crate) fn raise_file_limit(wanted: u64) -> Result<(), Fault> {
+pub fn raise_file_limit(wanted: u64) -> Result<(), Fault> {
     use rustix::process::Resource;
     use rustix::process::Rlimit;
 

@@ -38,27 +38,27 @@ use rustix::io::Errno;
 use crate::fault::errno_fault;
 
 /// A conversation with rtnetlink about the namespace this process is in.
-pub(crate) struct Netlink {
+pub struct Netlink {
     socket: Socket,
     sequence: u32,
 }
 
 /// What the kernel says about one device.
 #[derive(Debug, Clone)]
-pub(crate) struct Device {
+pub struct Device {
     /// Its number in this namespace.
-    pub(crate) index: u32,
+    pub index: u32,
     /// Its hardware address.
-    pub(crate) mac: [u8; 6],
+    pub mac: [u8; 6],
     /// Its largest datagram.
-    pub(crate) mtu: u32,
+    pub mtu: u32,
     /// It is up.
-    pub(crate) up: bool,
+    pub up: bool,
 }
 
 impl Netlink {
     /// Opens the conversation.
-    pub(crate) fn open() -> anyhow::Result<Self> {
+    pub fn open() -> anyhow::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE).context("opening a netlink socket")?;
         socket.bind_auto().context("binding a netlink socket")?;
         socket.connect(&SocketAddr::new(0, 0)).context("connecting a netlink socket")?;
@@ -66,7 +66,7 @@ impl Netlink {
     }
 
     /// Looks a device up by name.
-    pub(crate) fn device(&mut self, name: &str) -> anyhow::Result<Device> {
+    pub fn device(&mut self, name: &str) -> anyhow::Result<Device> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         let answer = self
@@ -89,7 +89,7 @@ impl Netlink {
 
     /// Makes a veth pair `near` <-> `far`, the far end in the network namespace of process `pid`. Both ends get the
     /// same hardware address and no ARP, so that the pair is a plain point-to-point link for IP datagrams.
-    pub(crate) fn add_veth(&mut self, near: &str, far: &str, pid: u32, mac: [u8; 6], mtu: u32) -> anyhow::Result<()> {
+    pub fn add_veth(&mut self, near: &str, far: &str, pid: u32, mac: [u8; 6], mtu: u32) -> anyhow::Result<()> {
         let mut peer = point_to_point(far, mac, mtu);
         peer.attributes.push(LinkAttribute::NetNsPid(pid));
         let mut message = point_to_point(near, mac, mtu);
@@ -113,7 +113,7 @@ impl Netlink {
     }
 
     /// Brings a device up.
-    pub(crate) fn set_up(&mut self, name: &str) -> anyhow::Result<()> {
+    pub fn set_up(&mut self, name: &str) -> anyhow::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = self.device(name)?.index;
         message.header.flags = LinkFlags::Up;
@@ -124,7 +124,7 @@ impl Netlink {
     }
 
     /// Gives a device an address, usable at once (no duplicate address detection).
-    pub(crate) fn add_address(&mut self, name: &str, address: IpAddr, prefix_len: u8) -> anyhow::Result<()> {
+    pub fn add_address(&mut self, name: &str, address: IpAddr, prefix_len: u8) -> anyhow::Result<()> {
         let mut message = AddressMessage::default();
         message.header.family = family(address);
         message.header.prefix_len = prefix_len;
@@ -138,7 +138,7 @@ impl Netlink {
     }
 
     /// Adds a default route of the gateway's family.
-    pub(crate) fn add_default_route(&mut self, gateway: IpAddr) -> anyhow::Result<()> {
+    pub fn add_default_route(&mut self, gateway: IpAddr) -> anyhow::Result<()> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(gateway);
         message.header.table = RouteHeader::RT_TABLE_MAIN;

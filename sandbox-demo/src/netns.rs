@@ -19,7 +19,7 @@ use crate::sys;
 
 /// What the namespaces were made with, for the story.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Rights {
+pub enum Rights {
     /// A user namespace of our own: no right of the surrounding system was used.
     OwnUserNamespace,
     /// Root's, where the kernel allows no user namespace.
@@ -38,7 +38,7 @@ impl Rights {
 
 /// Moves this process, still of one thread, into a user namespace where it is root, and into a fresh network
 /// namespace. Children inherit both.
-pub(crate) fn enter_router() -> Result<Rights, Fault> {
+pub fn enter_router() -> Result<Rights, Fault> {
     let uid = rustix::process::getuid();
     let gid = rustix::process::getgid();
     let rights = match sys::unshare(UnshareFlags::NEWUSER) {
@@ -60,12 +60,12 @@ pub(crate) fn enter_router() -> Result<Rights, Fault> {
 }
 
 /// Moves this process into a fresh network namespace of its own.
-pub(crate) fn enter_network() -> Result<(), Errno> {
+pub fn enter_network() -> Result<(), Errno> {
     sys::unshare(UnshareFlags::NEWNET)
 }
 
 /// Does something in the network namespace that `path` names, and comes back. What is opened there stays there.
-pub(crate) fn within<T>(path: &Path, act: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+pub fn within<T>(path: &Path, act: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let home = open_namespace(Path::new("/proc/thread-self/ns/net"))?;
     enter(&open_namespace(path)?, path)?;
     let result = act();
@@ -94,7 +94,7 @@ fn enter(namespace: &OwnedFd, path: &Path) -> Result<(), Fault> {
 }
 
 /// Sees to it that this process does not outlive `parent`.
-pub(crate) fn die_with(parent: u32) -> anyhow::Result<()> {
+pub fn die_with(parent: u32) -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("asking to die with the parent")?;
     let found = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
     anyhow::ensure!(i64::from(found) == i64::from(parent), "the parent process is gone");
@@ -103,7 +103,7 @@ pub(crate) fn die_with(parent: u32) -> anyhow::Result<()> {
 
 /// Keeps the kernel of this namespace from answering or forwarding anything: the gateway does that alone. Where
 /// /proc/sys cannot be written, the router's devices have no addresses and stay nearly silent anyway.
-pub(crate) fn silence_kernel() {
+pub fn silence_kernel() {
     for (path, value) in [
         ("net/ipv6/conf/all/disable_ipv6", "1"),
         ("net/ipv6/conf/default/disable_ipv6", "1"),
@@ -114,7 +114,7 @@ pub(crate) fn silence_kernel() {
 }
 
 /// Settings of the peers' kernels: no unsolicited IPv6 chatter.
-pub(crate) fn calm_kernel() {
+pub fn calm_kernel() {
     for (path, value) in [
         ("net/ipv6/conf/default/router_solicitations", "0"),
         ("net/ipv6/conf/default/accept_dad", "0"),

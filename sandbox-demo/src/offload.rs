@@ -6,7 +6,7 @@ use crate::fault::errno_fault;
 use crate::sys;
 
 /// Makes the device's kernel compute every checksum and cut and join no segments.
-pub(crate) fn switch_off_offloads(device: &str) -> anyhow::Result<()> {
+pub fn switch_off_offloads(device: &str) -> anyhow::Result<()> {
     for feature in [SET_TX_CHECKSUM, SET_SCATTER_GATHER, SET_TSO, SET_GSO, SET_GRO] {
         match sys::set_device_feature(device, feature, false) {
             Ok(()) | Err(Errno::OPNOTSUPP) => {}

@@ -24,7 +24,7 @@ use crate::netlink::Netlink;
 use crate::netns;
 
 /// One open link and the datagrams that could not leave it yet.
-pub(crate) struct Link {
+pub struct Link {
     name: String,
     port: Port,
     waiting: VecDeque<Vec<u8>>,
@@ -34,7 +34,7 @@ pub(crate) struct Link {
 /// A device to open: its kind and name, as the user writes it (`guest0`, `packet:guest0`, `tun:guest0`, `tap:guest0`), and
 /// where it is if not in the namespace of this process (`tun:guest0@/run/netns/guest`).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct LinkSpec {
+pub struct LinkSpec {
     kind: LinkKind,
     name: String,
     namespace: Option<PathBuf>,
@@ -42,17 +42,17 @@ pub(crate) struct LinkSpec {
 
 /// What passed a link since it was opened, and what did not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct LinkCounts {
+pub struct LinkCounts {
     /// Datagrams read.
-    pub(crate) received: u64,
+    pub received: u64,
     /// Datagrams written.
-    pub(crate) sent: u64,
+    pub sent: u64,
     /// Datagrams the kernel had no room to hand us.
-    pub(crate) receive_overruns: u64,
+    pub receive_overruns: u64,
     /// Frames left unread: not IP, cut short, or without a checksum (an offload is still on).
-    pub(crate) unreadable: u64,
+    pub unreadable: u64,
     /// Datagrams given up because the device would not take them.
-    pub(crate) send_drops: u64,
+    pub send_drops: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +70,7 @@ enum Port {
 
 impl Link {
     /// Opens the device for a link of that medium. What arrives from now on waits until it is read.
-    pub(crate) fn open(spec: &LinkSpec, medium: Medium) -> anyhow::Result<Self> {
+    pub fn open(spec: &LinkSpec, medium: Medium) -> anyhow::Result<Self> {
         spec.within_its_namespace(|| Self::open_here(spec, medium))
     }
 
@@ -98,12 +98,12 @@ impl Link {
     }
 
     /// The link's name.
-    pub(crate) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.name
     }
 
     /// The descriptor to wait on, if the link has one.
-    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.port {
             Port::Packet(link) => Some(link.fd()),
             Port::Tun(link) => Some(link.fd()),
@@ -112,12 +112,12 @@ impl Link {
     }
 
     /// Datagrams wait for the device to take them.
-    pub(crate) fn is_blocked(&self) -> bool {
+    pub fn is_blocked(&self) -> bool {
         !self.waiting.is_empty()
     }
 
     /// Reads one datagram, or none if none waits.
-    pub(crate) fn receive(&mut self) -> Option<Vec<u8>> {
+    pub fn receive(&mut self) -> Option<Vec<u8>> {
         let datagram = match &mut self.port {
             Port::Packet(link) => link.receive(&mut self.counts),
             Port::Tun(link) => link.receive(&mut self.counts),
@@ -128,7 +128,7 @@ impl Link {
     }
 
     /// Sends a datagram, in order behind those that wait. One the device has no room for waits too.
-    pub(crate) fn send(&mut self, datagram: Vec<u8>) {
+    pub fn send(&mut self, datagram: Vec<u8>) {
         if self.waiting.is_empty() {
             match self.try_send(&datagram) {
                 Ok(()) => self.counts.sent += 1,
@@ -143,7 +143,7 @@ impl Link {
     }
 
     /// Sends what waits, as far as the device takes it.
-    pub(crate) fn flush(&mut self) {
+    pub fn flush(&mut self) {
         while let Some(datagram) = self.waiting.pop_front() {
             match self.try_send(&datagram) {
                 Ok(()) => self.counts.sent += 1,
@@ -157,7 +157,7 @@ impl Link {
     }
 
     /// What passed, and what did not.
-    pub(crate) fn counts(&mut self) -> LinkCounts {
+    pub fn counts(&mut self) -> LinkCounts {
         if let Port::Packet(link) = &self.port {
             self.counts.receive_overruns += link.overruns();
         }
