@@ -40,6 +40,8 @@ pub(super) struct Connection {
     pub(super) start: Seq,
     /// When the connection is given up, and what for.
     pub(super) patience: Option<(Wait, Instant)>,
+    /// When the first segment is sent again if nothing is acknowledged until then, and how long that wait was.
+    again: Option<(Instant, Duration)>,
     /// When smoltcp's timers want it next.
     pub(super) due: Option<Instant>,
     /// When it is queued to be looked at.
@@ -105,6 +107,7 @@ impl Connection {
             base,
             start: Seq(0),
             patience: None,
+            again: None,
             due: None,
             queued: None,
             failure: None,
@@ -205,7 +208,11 @@ impl Connection {
             (_, State::Closed | State::Listen) if head.rst => Some(StreamError::Reset),
             _ => self.failure,
         };
-        let progress = self.una(after) != una || self.zero_window_is_heard();
+        let is_acknowledged = self.una(after) != una;
+        if is_acknowledged && self.shim.uncovers(self.base) {
+            self.repeat_first(wire, out, now);
+        }
+        let progress = is_acknowledged || self.zero_window_is_heard();
         self.rearm(progress, now);
         Ok(())
     }
@@ -228,7 +235,8 @@ impl Connection {
     /// When the connection has to be looked at.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let patience = self.patience.map(|(_, until)| until);
-        [self.due, patience].into_iter().flatten().min()
+        let again = self.again.map(|(at, _)| at);
+        [self.due, patience, again].into_iter().flatten().min()
     }
 
     /// Gives the connection up if it has waited long enough. True if that is all: a peer that has answered before is still to
@@ -239,6 +247,54 @@ impl Connection {
         self.patience = None;
         self.socket().abort();
         wait == Wait::Handshake
+    }
+
+    /// Sends the first segment that is not acknowledged once more, if it is time.
+    ///
+    /// smoltcp doubles its wait with every retransmission and takes that back only once data that was sent a single time is
+    /// acknowledged. On a link that loses a little all the time it rarely is, so that after some losses a connection stands
+    /// still for up to a minute. Here the wait begins anew with every progress (RFC 6298, section 5.7 asks for no more).
+    pub(super) fn send_again(&mut self, wire: &Wire, out: &mut VecDeque<Vec<u8>>, now: Instant) {
+        let due = self.again.filter(|(at, _)| *at <= now && self.failure.is_none());
+        let Some((_, wait)) = due else { return };
+        let wait = wait.saturating_mul(2).min(LONGEST_WAIT);
+        self.again = Some((now.saturating_add(wait), wait));
+        self.repeat_first(wire, out, now);
+    }
+
+    /// Sends the first segment that is not acknowledged once more.
+    ///
+    /// smoltcp does so by itself for the first loss in a window. For the others it waits for its timer where RFC 6582 has an
+    /// acknowledgement that covers a part of the window bring the next.
+    fn repeat_first(&mut self, wire: &Wire, out: &mut VecDeque<Vec<u8>>, now: Instant) {
+        let socket = self.socket();
+        let (state, unread) = (socket.state(), socket.recv_queue());
+        let rcv_nxt = self.rcv_nxt(state, unread);
+        let sent = self.shim.nxt.since(self.base).max(0).cast_unsigned();
+        let room = self.shim.segment_room(wire.mss(self.ends.local.ip()));
+        let length = usize::try_from(sent.min(room)).unwrap_or(0).min(self.unacked.len());
+        let payload: Vec<u8> = self.unacked.iter().take(length).copied().collect();
+        let fin = length == self.unacked.len() && u32::try_from(length).is_ok_and(|length| sent > length);
+        self.shim.note_repeat(self.base.plus(sent.min(room)));
+        out.extend(self.shim.repeat(&self.ends, self.base, &payload, fin, rcv_nxt, now));
+    }
+
+    /// Arms the wait for an acknowledgement, anew if there was one.
+    fn await_acknowledgement(&mut self, progress: bool, now: Instant) {
+        let is_open =
+            !matches!(self.socket().state(), State::SynSent | State::SynReceived | State::Closed | State::Listen);
+        let under_way = is_open && self.base.is_before(self.shim.nxt) && !self.has_all_acknowledged();
+        // A closed window has a timer of its own.
+        let is_closed = self.shim.peer_window == 0 && !self.unacked.is_empty();
+        if !under_way || is_closed {
+            self.again = None;
+        } else if progress || self.again.is_none() {
+            self.again = Some((now.saturating_add(FIRST_WAIT), FIRST_WAIT));
+        }
+    }
+
+    fn has_all_acknowledged(&mut self) -> bool {
+        matches!(self.socket().state(), State::FinWait2 | State::TimeWait)
     }
 
     /// Ends the connection with a reset.
@@ -302,6 +358,7 @@ impl Connection {
 
     /// Arms the patience for what the connection waits for now; anew if there is progress.
     pub(super) fn rearm(&mut self, progress: bool, now: Instant) {
+        self.await_acknowledgement(progress, now);
         let Some(wait) = self.waits_for() else {
             self.patience = None;
             return;
@@ -381,6 +438,9 @@ pub(super) fn micros(wait: Duration) -> u64 {
     u64::try_from(wait.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// Later than smoltcp's own first retransmission.
+const FIRST_WAIT: Duration = Duration::from_millis(1500);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Six repeats of a SYN (`tcp_syn_retries`).
 const SYN_SENT: Duration = Duration::from_secs(127);
 /// Five repeats of a SYN-ACK (`tcp_synack_retries`).

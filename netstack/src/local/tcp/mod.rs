@@ -333,6 +333,7 @@ impl Connections {
             } else if connection.lose_patience(now) {
                 self.see_to(slot);
             } else {
+                connection.send_again(&self.wire, &mut self.out, now);
                 self.serve(slot, now);
             }
         }

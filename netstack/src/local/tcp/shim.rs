@@ -29,6 +29,8 @@ pub(super) struct Shim {
     opening_window: u16,
     /// SND.NXT: behind the last byte, SYN or FIN that was ever sent.
     pub(super) nxt: Seq,
+    /// While lost data is sent again (RFC 6582): SND.NXT when that began, and behind what has been sent again.
+    recovery: Option<(Seq, Seq)>,
     /// The last acknowledgement sent.
     acked: Seq,
     /// The window sent with it, as it stood there.
@@ -96,6 +98,7 @@ impl Shim {
             offset: None,
             opening_window,
             nxt: iss,
+            recovery: None,
             acked: Seq(0),
             window: 0,
             offers: Offers::default(),
@@ -155,6 +158,9 @@ impl Shim {
             segment::set_timestamps(datagram, &head, timestamps);
         }
         segment::fill_checksum(datagram, ends);
+        if head.data > 0 && seq.is_before(self.nxt) {
+            self.note_repeat(seq.plus(head.data));
+        }
         if !head.rst {
             self.nxt = self.nxt.later(seq.plus(head.len()));
         }
@@ -249,6 +255,51 @@ impl Shim {
             ack_number: Some(number(rcv_nxt)),
             window_len: self.window,
             timestamp: self.timestamps(true, now).map(|stamps| TcpTimestampRepr::new(stamps.value, stamps.echo)),
+            ..EMPTY
+        };
+        segment::build(ends.local, ends.remote, &repr)
+    }
+
+    /// Data up to `end` has been sent again.
+    pub(super) fn note_repeat(&mut self, end: Seq) {
+        let (until, sent) = self.recovery.unwrap_or((self.nxt, end));
+        self.recovery = Some((until, sent.later(end)));
+    }
+
+    /// Whether an acknowledgement up to `base` uncovers another hole that nothing has been sent into since.
+    pub(super) fn uncovers(&mut self, base: Seq) -> bool {
+        let Some((until, sent)) = self.recovery else { return false };
+        if !base.is_before(until) {
+            self.recovery = None;
+            return false;
+        }
+        !base.is_before(sent)
+    }
+
+    /// Bytes of data that fit a segment to the peer.
+    pub(super) fn segment_room(&self, mss: u16) -> u32 {
+        // RFC 9293, section 3.7.1: 536 where the peer has not said.
+        let most = self.offers.mss.filter(|mss| *mss > 0).unwrap_or(536).min(mss);
+        u32::from(most).saturating_sub(if self.clock.is_some() { 12 } else { 0 }).max(1)
+    }
+
+    /// Data from `seq` on that has been sent before, with the FIN behind it.
+    pub(super) fn repeat(
+        &self,
+        ends: &Ends,
+        seq: Seq,
+        payload: &[u8],
+        fin: bool,
+        rcv_nxt: Seq,
+        now: Instant,
+    ) -> Option<Vec<u8>> {
+        let repr = TcpRepr {
+            control: if fin { TcpControl::Fin } else { TcpControl::Psh },
+            seq_number: number(seq),
+            ack_number: Some(number(rcv_nxt)),
+            window_len: self.window,
+            timestamp: self.timestamps(true, now).map(|stamps| TcpTimestampRepr::new(stamps.value, stamps.echo)),
+            payload,
             ..EMPTY
         };
         segment::build(ends.local, ends.remote, &repr)
