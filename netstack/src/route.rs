@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::cidr::Cidr;
 use crate::drop_reason::DropReason;
-use crate::link::{LinkId, Links};
+use crate::link::{LinkId, Links, Medium};
 use crate::source;
 
 /// A route. Routes to the networks of the links' own addresses need not be given.
@@ -310,7 +310,8 @@ fn is_own_group(links: &Links, iif: LinkId, group: Ipv6Addr) -> bool {
     let solicited = |addr: Ipv6Addr| {
         Ipv6Addr::from_bits(0xff02_0000_0000_0000_0000_0001_ff00_0000 | (addr.to_bits() & 0x00ff_ffff))
     };
-    links.link(iif).is_some_and(|link| {
+    // Where nobody asks for hardware addresses the kernel joins no such group.
+    links.link(iif).filter(|link| link.medium != Medium::Ip).is_some_and(|link| {
         link.addrs.iter().any(|cidr| matches!(cidr.addr(), IpAddr::V6(addr) if solicited(addr) == group))
     })
 }
@@ -351,7 +352,7 @@ mod tests {
     fn links() -> Links {
         let link = |name: &str, addrs: &[&str]| LinkConfig {
             name: name.into(),
-            medium: crate::Medium::Ip,
+            medium: Medium::Ip,
             mtu: 1500,
             addrs: addrs.iter().map(|addr| addr.parse().unwrap()).collect(),
         };
@@ -417,7 +418,7 @@ mod tests {
             ("ff02::9", "2001:db8:ff::9", Decision::Drop(DropReason::Martian)),
             ("fd00:10::2", "ff0e::1", Decision::Drop(DropReason::NotForwardable)),
             ("fd00:10::2", "ff02::1", Decision::LocalGroup),
-            ("fd00:10::2", "ff02::1:ff00:1", Decision::LocalGroup),
+            ("fd00:10::2", "ff02::1:ff00:1", Decision::Drop(DropReason::NotForwardable)),
             ("fe80::2", "2001:db8:ff::9", out),
             ("fd00:10::1", "2001:db8:ff::9", out),
             ("fd00:10::2", "fd00:10::1", Decision::Local),
