@@ -103,10 +103,15 @@ impl Stack {
         }
     }
 
-    /// Ends this side: the peer gets a FIN behind what is queued. Reading goes on.
+    /// Ends this side: the peer gets a FIN behind what is queued. Reading goes on. [`StreamError::WouldBlock`] as long as the
+    /// handshake is not over.
     pub fn tcp_shutdown(&mut self, stream: TcpStream, now: Instant) -> Result<(), StreamError> {
         self.with_stream(stream, now, |connection| {
-            connection.socket().close();
+            let socket = connection.socket();
+            if matches!(socket.state(), State::SynSent | State::SynReceived) {
+                return Err(StreamError::WouldBlock);
+            }
+            socket.close();
             Ok(())
         })
     }
@@ -303,6 +308,7 @@ impl Connections {
     }
 
     fn close(&mut self, stream: TcpStream, now: Instant) {
+        self.withdraw(stream);
         self.ended.remove(&stream);
         let Some(slot) = self.ids.get(&stream).copied() else { return };
         let Some(connection) = self.live.get_mut(slot) else { return };
@@ -312,7 +318,8 @@ impl Connections {
             // Nobody has heard of it.
             return self.remove(slot);
         }
-        if socket.recv_queue() > 0 {
+        // In SYN-RECEIVED smoltcp would take the acknowledgement of its SYN for one of its FIN.
+        if socket.recv_queue() > 0 || socket.state() == State::SynReceived {
             socket.abort();
         } else {
             socket.close();
@@ -321,6 +328,7 @@ impl Connections {
     }
 
     fn abort(&mut self, stream: TcpStream, now: Instant) {
+        self.withdraw(stream);
         self.ended.remove(&stream);
         let Some(slot) = self.ids.get(&stream).copied() else { return };
         if let Some(connection) = self.live.get_mut(slot) {

@@ -252,18 +252,24 @@ impl Connections {
         }
     }
 
-    /// A handshake is over: the stream waits to be accepted, unless nothing came of it.
+    /// A handshake is over: the stream waits to be accepted, unless nothing came of it or it was given back already.
     fn announce(&mut self, id: TcpListener, stream: TcpStream, state: State) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         listener.half_open = listener.half_open.saturating_sub(1);
-        let came_of_it = !matches!(state, State::Closed | State::Listen);
-        if came_of_it && listener.owner == Owner::Embedder {
+        let slot = self.ids.get(&stream).copied();
+        let Some(connection) = slot.and_then(|slot| self.live.get_mut(slot)) else { return };
+        if matches!(state, State::Closed | State::Listen) {
+            connection.owner = Owner::Orphan;
+        } else if connection.owner == Owner::Embedder {
             listener.arrived.push_back(stream);
             listener.wake();
-        } else if let Some(connection) = self.ids.get(&stream).and_then(|slot| self.live.get_mut(*slot))
-            && !came_of_it
-        {
-            connection.owner = Owner::Orphan;
+        }
+    }
+
+    /// A stream is given back before it was accepted: nobody will accept it.
+    fn withdraw(&mut self, stream: TcpStream) {
+        for listener in self.listeners.values_mut() {
+            listener.arrived.retain(|waiting| *waiting != stream);
         }
     }
 

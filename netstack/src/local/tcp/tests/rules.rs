@@ -301,3 +301,26 @@ fn an_embedder_finds_its_listeners_and_streams_again_by_ids_it_has_saved() {
     assert_eq!((heir.tcp_listeners(), heir.tcp_streams()), serde_json::from_str(&noted).unwrap());
     assert_eq!(heir.tcp_listener_addr(listeners[0]), talk.stack.tcp_listener_addr(listeners[0]));
 }
+
+#[test]
+fn a_stream_that_is_given_back_before_it_was_accepted_is_not_accepted_any_more() {
+    for (acknowledged, abort) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut talk = Talk::open(false, None, StreamOptions::default());
+        let listener = talk.stack.tcp_listeners()[0];
+        talk.peer.set_port(6000);
+        let syn = TcpRepr { control: TcpControl::Syn, ..EMPTY };
+        let answer = talk.say(syn, None, Seq(7)).pop().unwrap();
+        if acknowledged {
+            talk.say(EMPTY, Some(answer.end()), Seq(8));
+        }
+        let stream = *talk.stack.tcp_streams().last().unwrap();
+        if abort {
+            talk.stack.tcp_abort(stream, talk.now);
+        } else {
+            talk.stack.tcp_close(stream, talk.now);
+        }
+        talk.say(EMPTY, Some(answer.end()), Seq(8));
+        let (mut heir, _) = reborn(&talk.stack, 9, talk.now);
+        assert_eq!(heir.tcp_accept(listener), None);
+    }
+}
