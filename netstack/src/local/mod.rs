@@ -31,7 +31,7 @@ pub use self::sockets::ReceiveLimits;
 use self::sockets::SocketTable;
 use self::tcp::Connections;
 pub use self::tcp::{Congestion, ListenOptions, StreamError, StreamOptions, StreamState, TcpListener, TcpStream};
-pub(crate) use self::tcp::{Ends, Fed, Rebuilt, Segment, StreamReset, TcpSection};
+pub(crate) use self::tcp::{Ends, Fed, Rebuilt, StreamReset, TcpSection};
 pub use self::udp::{UdpDatagram, UdpSocket};
 use crate::link::Links;
 use crate::stack::Stack;
@@ -165,8 +165,8 @@ impl Local {
     }
 
     /// Takes TCP connections and listeners from an image.
-    pub(crate) fn restore_tcp(&mut self, section: TcpSection, entropy: &mut Entropy, now: Instant) -> Rebuilt {
-        self.tcp.restore(section, entropy, now)
+    pub(crate) fn restore_tcp(&mut self, section: TcpSection, now: Instant) -> Rebuilt {
+        self.tcp.restore(section, now)
     }
 
     pub(crate) const fn services(&self) -> LocalServices {
@@ -223,7 +223,6 @@ impl Stack {
         let mut any = false;
         while let Some(datagram) = self.local.take_sent() {
             any = true;
-            let datagram = self.identified(datagram);
             // An answer has no sender who could be told of its drop; the drop is counted.
             let _outcome = self.originate(datagram, now);
         }
@@ -232,11 +231,11 @@ impl Stack {
 
     /// Gives an IPv4 datagram that may be fragmented an identification: everything but TCP, which heeds the path's MTU.
     pub(super) fn identified(&mut self, mut datagram: Vec<u8>) -> Vec<u8> {
-        let id = self.next_ip_id();
         if let Ok(mut packet) = Ipv4Packet::new_checked(datagram.as_mut_slice())
             && packet.version() == 4
             && u8::from(packet.next_header()) != proto::TCP
         {
+            let id = self.next_ip_id();
             packet.set_dont_frag(false);
             packet.set_ident(u16::try_from(id & 0xffff).unwrap_or(0));
             packet.fill_checksum();

@@ -143,8 +143,7 @@ proptest! {
 }
 
 fn rebuilt(image: &StreamImage) -> Connection {
-    let mut scratch = Scratch::new(1500, &mut Entropy::from_test_seed(3), NOW);
-    scratch.rebuild_in_time(TcpStream(5), image).unwrap()
+    Scratch::new(1500, 3).rebuild_in_time(TcpStream(5), image, None, NOW).unwrap()
 }
 
 fn saved(connection: &mut Connection) -> StreamImage {
