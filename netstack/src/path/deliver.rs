@@ -20,7 +20,7 @@ impl Stack {
     pub(super) fn deliver(&mut self, packet: Packet, group: bool, now: Instant) {
         let Ok(packet) = self.run_hook(Hook::Input, packet, now) else { return };
         count(&mut self.stats.delivered);
-        if !transport_checksum_holds(packet.bytes(), packet.parsed()) {
+        if !packet.offload().vouches() && !transport_checksum_holds(packet.bytes(), packet.parsed()) {
             return self.drop_packet(DropReason::LocalMalformed, &packet);
         }
         match packet.parsed().proto {
@@ -44,6 +44,12 @@ impl Stack {
     }
 
     fn deliver_udp(&mut self, packet: Packet, group: bool, now: Instant) {
+        // Each segment of UDP is a datagram of its own.
+        match packet.segments(false) {
+            Some(Ok(datagrams)) => return datagrams.into_iter().for_each(|one| self.deliver_udp(one, group, now)),
+            Some(Err(reason)) => return self.drop_packet(reason, &packet),
+            None => {}
+        }
         match self.feed_udp(&packet, group, now) {
             Ok(()) => {}
             Err(DropReason::PortUnreachable) => self.refuse_datagram(packet),
@@ -84,7 +90,7 @@ impl Stack {
 
     /// The reset of a closed port. Unlike the one a rule asks for it is tracked like any packet of this host.
     fn refuse_segment(&mut self, packet: &Packet, now: Instant) {
-        let reset = Reset::answering(packet.bytes(), packet.parsed());
+        let reset = Reset::answering(packet);
         let reset = reset.and_then(|reset| reset.with_tos_of(packet.bytes()).datagram());
         match reset {
             Some(datagram) => {
