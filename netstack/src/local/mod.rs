@@ -24,7 +24,7 @@ use smoltcp::wire::{HardwareAddress, Ipv4Packet};
 use thiserror::Error;
 
 pub(crate) use self::datagrams_saved::DatagramsSection;
-use self::device::MemoryDevice;
+use self::device::{Borrowed, MemoryDevice, Sent};
 pub use self::error::SocketError;
 pub use self::ping::{PingReply, PingSocket};
 pub use self::sockets::ReceiveLimits;
@@ -144,7 +144,7 @@ impl Local {
     /// A local stack with its services listening.
     pub(crate) fn new(services: LocalServices, limits: LocalLimits, links: &Links, entropy: &mut Entropy) -> Self {
         let choices = WireChoices::redraw(entropy);
-        let tcp = Wire::for_tcp(links.smallest_mtu(), choices.fixed(TCP_SEED));
+        let tcp = Wire::new(links.smallest_mtu(), choices.fixed(TCP_SEED));
         let mut local = Self {
             datagrams: Datagrams { udp: SocketTable::new(services.udp_echo), ping: SocketTable::default() },
             tcp: Connections::new(services.tcp_echo, tcp, WireChoices::redraw(entropy)),
@@ -212,7 +212,7 @@ impl Local {
     }
 
     /// What smoltcp has sent since it was last asked.
-    fn take_sent(&mut self) -> Option<Vec<u8>> {
+    fn take_sent(&mut self) -> Option<Sent> {
         self.tcp.take_sent()
     }
 }
@@ -221,10 +221,10 @@ impl Stack {
     /// Queues what the local stack has sent for OUTPUT. False if it has sent nothing.
     pub(crate) fn emit_local(&mut self, now: Instant) -> bool {
         let mut any = false;
-        while let Some(datagram) = self.local.take_sent() {
+        while let Some(Sent { datagram, offload }) = self.local.take_sent() {
             any = true;
             // An answer has no sender who could be told of its drop; the drop is counted.
-            let _outcome = self.originate(datagram, now);
+            let _outcome = self.originate_leaving(datagram, offload, now);
         }
         any
     }
@@ -248,36 +248,29 @@ impl Stack {
 struct Wire {
     interface: Interface,
     device: MemoryDevice,
+    mtu: usize,
 }
 
 impl Wire {
-    /// `seed` is secret: smoltcp's numbers follow from it.
+    /// `mtu` is that of the links; `seed` is secret: smoltcp's numbers follow from it.
     fn new(mtu: usize, seed: u64) -> Self {
-        Self::with(MemoryDevice::new(mtu), seed)
-    }
-
-    /// For segments, whose checksums are made when their numbers are.
-    fn for_tcp(mtu: usize, seed: u64) -> Self {
-        Self::with(MemoryDevice::without_tcp_checksums(mtu), seed)
-    }
-
-    fn with(mut device: MemoryDevice, seed: u64) -> Self {
+        let mut device = MemoryDevice::default();
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
         let mut interface = Interface::new(config, &mut device, smoltcp::time::Instant::ZERO);
         // Which addresses are this host's own was decided before INPUT.
         interface.set_any_ip(true);
-        Self { interface, device }
+        Self { interface, device, mtu }
     }
 
     /// Gives one datagram to a set of sockets.
-    fn feed(&mut self, datagram: Vec<u8>, sockets: &mut SocketSet<'static>, now: Instant) {
+    fn feed(&mut self, datagram: &[u8], sockets: &mut SocketSet<'static>, now: Instant) {
         self.feed_at(datagram, sockets, clock(now));
     }
 
-    fn feed_at(&mut self, datagram: Vec<u8>, sockets: &mut SocketSet<'static>, at: smoltcp::time::Instant) {
-        self.device.receive_next(datagram);
-        self.interface.poll_ingress_single(at, &mut self.device, sockets);
+    fn feed_at(&mut self, datagram: &[u8], sockets: &mut SocketSet<'static>, at: smoltcp::time::Instant) {
+        let mut device = Borrowed::new(datagram, &mut self.device);
+        self.interface.poll_ingress_single(at, &mut device, sockets);
     }
 
     /// Lets a set of sockets send all it has to send.

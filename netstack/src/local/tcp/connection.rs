@@ -18,7 +18,7 @@ use super::seq::Seq;
 use super::shim::{Admission, Passage, Shim};
 use super::{StreamError, TcpListener, TcpStream};
 use crate::drop_reason::DropReason;
-use crate::local::{Wire, clock, from_clock};
+use crate::local::{Sent, Wire, clock, from_clock};
 
 /// One connection.
 pub(super) struct Connection {
@@ -186,13 +186,14 @@ impl Connection {
     }
 
     /// Gives the connection a segment. What it answers at once is appended to `out`; what it answers to a burst is sent when
-    /// it is flushed. The datagram is taken unless there is a reason against.
+    /// it is flushed. The datagram is written in unless there is a reason
+    /// against.
     pub(super) fn feed(
         &mut self,
         head: &Head,
-        datagram: &mut Vec<u8>,
+        datagram: &mut [u8],
         (wire, scratch): (&mut Wire, &mut Scratch),
-        out: &mut VecDeque<Vec<u8>>,
+        out: &mut VecDeque<Sent>,
         now: Instant,
     ) -> Result<(), DropReason> {
         let socket = self.socket();
@@ -208,11 +209,11 @@ impl Connection {
                     passage
                 }
                 Admission::Challenge(reason) => {
-                    out.extend(self.shim.challenge(&ends, rcv_nxt, now));
+                    out.extend(self.shim.challenge(&ends, rcv_nxt, now).map(Sent::whole));
                     return Err(reason);
                 }
                 Admission::Repeat => {
-                    out.extend(self.shim.syn_ack(&ends, rcv_nxt, now));
+                    out.extend(self.shim.syn_ack(&ends, rcv_nxt, now).map(Sent::whole));
                     return Ok(());
                 }
                 Admission::Drop(reason) => return Err(reason),
@@ -224,7 +225,7 @@ impl Connection {
         if passage.bare_first
             && let Some(bare) = self.shim.bare(&ends, &passage, rcv_nxt)
         {
-            wire.feed(bare, self.sockets.get_mut(), now);
+            wire.feed(&bare, self.sockets.get_mut(), now);
             self.collect(wire, out, now);
         }
         if let Some(rings) = rings {
@@ -232,7 +233,7 @@ impl Connection {
             scratch.change_rings(self, rings, now);
         }
         self.shim.deliver(datagram, head, &passage);
-        wire.feed(core::mem::take(datagram), self.sockets.get_mut(), now);
+        wire.feed(datagram, self.sockets.get_mut(), now);
         let after = self.socket().state();
         if matches!(before, State::Listen | State::SynSent) && !matches!(after, State::Listen | State::SynSent) {
             self.shim.meet(head, now);
@@ -260,7 +261,7 @@ impl Connection {
     }
 
     /// Lets the connection send what it can. What it sends is appended to `out`.
-    pub(super) fn flush(&mut self, wire: &mut Wire, out: &mut VecDeque<Vec<u8>>, now: Instant) {
+    pub(super) fn flush(&mut self, wire: &mut Wire, out: &mut VecDeque<Sent>, now: Instant) {
         self.touched = false;
         let socket = self.socket();
         // At the end of TIME-WAIT smoltcp throws away what nobody has read yet.
@@ -321,7 +322,7 @@ impl Connection {
     /// smoltcp doubles its wait with every retransmission and takes that back only once data that was sent a single time is
     /// acknowledged. On a link that loses a little all the time it rarely is, so that after some losses a connection stands
     /// still for up to a minute. Here the wait begins anew with every progress (RFC 6298, section 5.7 asks for no more).
-    pub(super) fn send_again(&mut self, out: &mut VecDeque<Vec<u8>>, now: Instant) {
+    pub(super) fn send_again(&mut self, out: &mut VecDeque<Sent>, now: Instant) {
         let due = self.again.filter(|(at, _)| *at <= now && self.failure.is_none());
         let Some((_, wait)) = due else { return };
         let wait = wait.saturating_mul(2).min(LONGEST_WAIT);
@@ -333,7 +334,7 @@ impl Connection {
     ///
     /// smoltcp does so by itself for the first loss in a window. For the others it waits for its timer where RFC 6582 has an
     /// acknowledgement that covers a part of the window bring the next.
-    fn repeat_first(&mut self, out: &mut VecDeque<Vec<u8>>, now: Instant) {
+    fn repeat_first(&mut self, out: &mut VecDeque<Sent>, now: Instant) {
         let socket = self.socket();
         let (state, unread) = (socket.state(), socket.recv_queue());
         let rcv_nxt = self.rcv_nxt(state, unread);
@@ -344,7 +345,8 @@ impl Connection {
         let fin = length == self.unacked.len() && u32::try_from(length).is_ok_and(|length| sent > length);
         self.trip.repeated();
         self.shim.note_repeat(self.base.plus(sent.min(room)));
-        out.extend(self.shim.repeat(&self.ends, self.base, &payload, fin, rcv_nxt, now));
+        let repeat = self.shim.repeat(&self.ends, self.base, &payload, fin, rcv_nxt, now);
+        out.extend(repeat.map(Sent::whole));
     }
 
     /// Arms the wait for an acknowledgement, anew if there was one.
@@ -469,9 +471,9 @@ impl Connection {
     }
 
     /// Takes what the socket has sent in answer, in the wire's numbers, and notes what has been acknowledged.
-    fn collect(&mut self, wire: &mut Wire, out: &mut VecDeque<Vec<u8>>, now: Instant) {
-        while let Some(datagram) = wire.device.take_sent() {
-            self.pass_on(datagram, false, out, now);
+    fn collect(&mut self, wire: &mut Wire, out: &mut VecDeque<Sent>, now: Instant) {
+        while let Some(sent) = wire.device.take_sent() {
+            self.pass_on(sent, false, out, now);
         }
         let queued = self.socket().send_queue();
         let acked = self.unacked.len().saturating_sub(queued);
@@ -482,24 +484,25 @@ impl Connection {
     }
 
     /// Takes what the socket has sent of its own accord.
-    fn collect_unasked(&mut self, wire: &mut Wire, out: &mut VecDeque<Vec<u8>>, now: Instant) {
-        while let Some(datagram) = wire.device.take_sent() {
-            self.pass_on(datagram, true, out, now);
+    fn collect_unasked(&mut self, wire: &mut Wire, out: &mut VecDeque<Sent>, now: Instant) {
+        while let Some(sent) = wire.device.take_sent() {
+            self.pass_on(sent, true, out, now);
         }
     }
 
-    fn pass_on(&mut self, mut datagram: Vec<u8>, unasked: bool, out: &mut VecDeque<Vec<u8>>, now: Instant) {
-        let Some(head) = Head::read(&datagram) else { return };
+    fn pass_on(&mut self, mut sent: Sent, unasked: bool, out: &mut VecDeque<Sent>, now: Instant) {
+        let Some(head) = Head::read(&sent.datagram) else { return };
         let before = self.shim.nxt;
         if unasked && self.shim.is_idle_update(&head) {
             return self.shim.see_edge(&head);
         }
-        if self.shim.send(&mut datagram, &head, &self.ends, now) {
+        if self.shim.send(&mut sent.datagram, &head, now) {
             self.trip.repeated();
         } else if before != self.shim.nxt {
             self.trip.sent(self.shim.nxt, now);
         }
-        out.push_back(datagram);
+        sent.cut(head.data, self.shim.segment_room());
+        out.push_back(sent);
     }
 
     /// The set and the socket in it, for the rebuild.
@@ -511,7 +514,7 @@ impl Connection {
 impl Wire {
     /// The largest segment that fits the links.
     pub(super) fn mss(&self, local: IpAddr) -> u16 {
-        mss(self.device.mtu(), local)
+        mss(self.mtu, local)
     }
 }
 

@@ -129,7 +129,7 @@ impl Connections {
         &mut self,
         id: TcpListener,
         ends: Ends,
-        datagram: &mut Vec<u8>,
+        datagram: &mut [u8],
         now: Instant,
     ) -> Result<bool, DropReason> {
         let Some(Handshake { mut syn, .. }) = self.handshake(&ends, datagram, now) else { return Ok(false) };

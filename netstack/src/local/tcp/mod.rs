@@ -42,7 +42,7 @@ pub(crate) use self::segment::Ends;
 use self::segment::{Head, words};
 use self::seq::Seq;
 use self::shim::Shim;
-use super::{ANY, Local, Wire};
+use super::{ANY, Local, Sent, Wire};
 use crate::drop_reason::DropReason;
 
 /// A TCP stream of this host. An id is never used twice, and stays valid through a restore: an embedder may save it beside
@@ -91,7 +91,7 @@ pub(crate) enum Fed {
 pub(super) struct Connections {
     pub(super) wire: Wire,
     /// What the connections have sent, in the wire's numbers.
-    out: VecDeque<Vec<u8>>,
+    out: VecDeque<Sent>,
     live: Slab<Connection>,
     /// Connections that a burst has given something, in the order they got it.
     touched: Vec<usize>,
@@ -124,7 +124,7 @@ impl Connections {
             listeners.insert(ECHO, Listener::new(ANY, port, Owner::Echo, ListenOptions::default()));
         }
         Self {
-            scratch: Scratch::new(wire.device.mtu(), keys.fixed([SCRATCH_SEED, 0])),
+            scratch: Scratch::new(wire.mtu, keys.fixed([SCRATCH_SEED, 0])),
             wire,
             out: VecDeque::new(),
             live: Slab::new(),
@@ -145,7 +145,7 @@ impl Connections {
     }
 
     /// The next datagram the connections have sent.
-    pub(super) fn take_sent(&mut self) -> Option<Vec<u8>> {
+    pub(super) fn take_sent(&mut self) -> Option<Sent> {
         self.out.pop_front()
     }
 
@@ -163,8 +163,8 @@ impl Connections {
         self.most = most;
     }
 
-    /// Gives a segment to its connection or to a listener. What takes it empties the datagram; with an error it is as it was.
-    fn feed(&mut self, ends: Ends, datagram: &mut Vec<u8>, now: Instant) -> Result<Fed, DropReason> {
+    /// Gives a segment to its connection or to a listener. What takes it writes in it; with an error it is as it was.
+    fn feed(&mut self, ends: Ends, datagram: &mut [u8], now: Instant) -> Result<Fed, DropReason> {
         let head = Head::read(datagram).ok_or(DropReason::LocalMalformed)?;
         if let Some(slot) = self.find_again(&ends) {
             if !head.readable {
@@ -201,7 +201,7 @@ impl Connections {
     fn accept(
         &mut self,
         ends: Ends,
-        (head, datagram): (&Head, &mut Vec<u8>),
+        (head, datagram): (&Head, &mut [u8]),
         floor: Option<Seq>,
         now: Instant,
     ) -> Result<Fed, DropReason> {
@@ -445,8 +445,8 @@ impl Connection {
 
 impl Local {
     /// Gives a segment to its connection or to a listener: a datagram whose IP header has no options or extensions. What takes
-    /// it empties the datagram; with an error it is as it was.
-    pub(crate) fn feed_segment(&mut self, ends: Ends, datagram: &mut Vec<u8>, now: Instant) -> Result<Fed, DropReason> {
+    /// it writes in it; with an error it is as it was.
+    pub(crate) fn feed_segment(&mut self, ends: Ends, datagram: &mut [u8], now: Instant) -> Result<Fed, DropReason> {
         self.tcp.feed(ends, datagram, now)
     }
 

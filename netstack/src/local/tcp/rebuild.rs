@@ -112,7 +112,7 @@ impl Scratch {
     /// `seed` is secret: smoltcp's numbers follow from it. `mtu` is that of the links.
     pub(super) fn new(mtu: usize, seed: u64) -> Self {
         let (now, at) = (Instant::ZERO, smoltcp::time::Instant::ZERO);
-        Self { wire: Wire::new(ANY_DATAGRAM, seed), mtu, now, at, rings: None, unsent: VecDeque::new() }
+        Self { wire: Wire::new(mtu, seed), mtu, now, at, rings: None, unsent: VecDeque::new() }
     }
 
     /// Leads a connection into a socket with other rings. One that cannot be led there keeps what it has.
@@ -186,7 +186,7 @@ impl Scratch {
         } else {
             self.connect(stream, image)?
         };
-        self.say(&mut led, image, TcpRepr { control: TcpControl::Syn, ..opening(image) });
+        self.say(&mut led, image, TcpRepr { control: TcpControl::Syn, ..self.opening(image) });
         let syn_ack = self.hear(&mut led).ok_or(RebuildFault::Numbers)?;
         led.first = syn_ack.seq.plus(1);
         led.connection.shim.align(Seq(image.iss), syn_ack.seq);
@@ -199,7 +199,7 @@ impl Scratch {
         use StreamState::{CloseWait, Closed, Closing, FinWait2, LastAck, TimeWait};
         let mut led = self.connect(stream, image)?;
         let first = led.first;
-        let syn_ack = TcpRepr { control: TcpControl::Syn, ack_number: Some(number(first)), ..opening(image) };
+        let syn_ack = TcpRepr { control: TcpControl::Syn, ack_number: Some(number(first)), ..self.opening(image) };
         self.say(&mut led, image, TcpRepr { window_len: u16::MAX, ..syn_ack });
         self.hear(&mut led).ok_or(RebuildFault::State)?;
         let mut at = Seq(image.start);
@@ -294,6 +294,10 @@ impl Scratch {
         Ok(())
     }
 
+    fn opening(&self, image: &StreamImage) -> TcpRepr<'static> {
+        opening(image, segment::mss(self.mtu, image.local.0))
+    }
+
     fn begin(&self, stream: TcpStream, image: &StreamImage) -> Connection {
         new(stream, image, self.mtu, self.rings, self.now)
     }
@@ -305,7 +309,7 @@ impl Scratch {
     fn say_at(&mut self, led: &mut Led, image: &StreamImage, repr: TcpRepr<'_>, at: smoltcp::time::Instant) {
         let Ends { local, remote } = image.ends();
         if let Some(datagram) = segment::build(remote, local, &repr) {
-            self.wire.feed_at(datagram, led.connection.sockets(), at);
+            self.wire.feed_at(&datagram, led.connection.sockets(), at);
         }
         while let Some(head) = self.take_sent(led) {
             self.unsent.push_back(head);
@@ -324,7 +328,7 @@ impl Scratch {
     }
 
     fn take_sent(&mut self, led: &mut Led) -> Option<Head> {
-        let head = Head::read(&self.wire.device.take_sent()?)?;
+        let head = Head::read(&self.wire.device.take_sent()?.datagram)?;
         if head.ack.is_some() {
             led.window = head.window;
         }
@@ -367,12 +371,13 @@ fn new(stream: TcpStream, image: &StreamImage, mtu: usize, rings: Option<Rings>,
     connection
 }
 
-/// The peer's SYN as it was, but for its number: that of the byte before the first unread one.
-fn opening(image: &StreamImage) -> TcpRepr<'static> {
+/// The peer's SYN as it was, but for its number, that of the byte before the first unread one, and a segment size that is no
+/// larger than `own`.
+fn opening(image: &StreamImage, own: u16) -> TcpRepr<'static> {
     TcpRepr {
         seq_number: number(Seq(image.start).minus(1)),
         window_len: image.peer_window,
-        max_seg_size: image.peer_mss,
+        max_seg_size: image.peer_mss.map(|mss| mss.min(own)),
         window_scale: image.peer_scale,
         sack_permitted: image.peer_sack,
         timestamp: image.clock.and_then(|clock| clock.recent).map(|recent| TcpTimestampRepr::new(recent, 0)),
@@ -386,5 +391,3 @@ const PIECE: usize = 32_768;
 const FAR: u32 = 1 << 30;
 /// What the seed of the scratch interface is drawn for.
 pub(super) const SCRATCH_SEED: u64 = 0x7365_6564_7372_6373;
-/// No link: datagrams may be as long as IP allows.
-const ANY_DATAGRAM: usize = 65_535;

@@ -154,13 +154,16 @@ pub(super) fn set_window(datagram: &mut [u8], window: u16) {
     put(datagram, header_len(datagram).saturating_add(WINDOW), &window.to_be_bytes());
 }
 
-/// Writes the segment size and the window scale of a SYN that offers them.
-pub(super) fn set_offers(datagram: &mut [u8], head: &Head, mss: u16, scale: u8) {
-    let [mss_at, scale_at] = head.offers_at;
-    if let Some(at) = mss_at {
+/// Writes the segment size of a SYN that offers one.
+pub(super) fn set_mss(datagram: &mut [u8], head: &Head, mss: u16) {
+    if let [Some(at), _] = head.offers_at {
         put(datagram, at, &mss.to_be_bytes());
     }
-    if let Some(at) = scale_at {
+}
+
+/// Writes the window scale of a SYN that offers one.
+pub(super) fn set_scale(datagram: &mut [u8], head: &Head, scale: u8) {
+    if let [_, Some(at)] = head.offers_at {
         put(datagram, at, &[scale]);
     }
 }
@@ -178,14 +181,6 @@ pub(super) fn shift_sack(datagram: &mut [u8], head: &Head, offset: u32) {
     let (start, end) = head.sack_at;
     for edge in datagram.get_mut(start..end).unwrap_or_default().as_chunks_mut::<4>().0 {
         *edge = u32::from_be_bytes(*edge).wrapping_sub(offset).to_be_bytes();
-    }
-}
-
-/// Makes the segment's checksum right.
-pub(super) fn fill_checksum(datagram: &mut [u8], ends: &Ends) {
-    let at = header_len(datagram);
-    if let Some(Ok(mut segment)) = datagram.get_mut(at..).map(TcpPacket::new_checked) {
-        segment.fill_checksum(&ends.local.ip().into(), &ends.remote.ip().into());
     }
 }
 

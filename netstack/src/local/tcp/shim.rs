@@ -204,8 +204,9 @@ impl Shim {
         if self.offers.scale.is_some() { self.ring.shift } else { 0 }
     }
 
-    /// Writes the wire's numbers into what the socket sends. True if it has been sent before.
-    pub(super) fn send(&mut self, datagram: &mut [u8], head: &Head, ends: &Ends, now: Instant) -> bool {
+    /// Writes the wire's numbers into what the socket sends; the checksum is left to whoever takes it to a link. True if it
+    /// has been sent before.
+    pub(super) fn send(&mut self, datagram: &mut [u8], head: &Head, now: Instant) -> bool {
         if head.syn && self.offset.is_none() {
             self.align(self.iss, head.seq);
         }
@@ -215,13 +216,13 @@ impl Shim {
         let window = if head.syn { window } else { self.outward_window(head.window) };
         segment::set_window(datagram, window);
         if head.syn {
-            segment::set_offers(datagram, head, mss, shift);
+            segment::set_mss(datagram, head, mss);
+            segment::set_scale(datagram, head, shift);
         }
         self.see_edge(head);
         if let Some(timestamps) = self.timestamps(head.ack.is_some(), now) {
             segment::set_timestamps(datagram, head, timestamps);
         }
-        segment::fill_checksum(datagram, ends);
         let is_repeat = head.data > 0 && seq.is_before(self.nxt);
         if is_repeat {
             self.note_repeat(seq.plus(head.data));
@@ -305,6 +306,12 @@ impl Shim {
         }
         segment::set_window(datagram, passage.window);
         segment::shift_sack(datagram, head, self.offset.unwrap_or(0));
+        if head.syn
+            && let Some(mss) = head.offers.mss
+        {
+            // smoltcp's device takes datagrams of any size: ours is the smaller of the two all the same.
+            segment::set_mss(datagram, head, mss.min(self.opening.mss));
+        }
     }
 
     /// The acknowledgement of a segment by itself, at RCV.NXT, where smoltcp looks at it. In the socket's numbers.
@@ -358,7 +365,7 @@ impl Shim {
     /// Bytes of data that fit a segment to the peer.
     pub(super) fn segment_room(&self) -> u32 {
         // RFC 9293, section 3.7.1: 536 where the peer has not said.
-        let most = self.offers.mss.filter(|mss| *mss > 0).unwrap_or(536).min(self.opening.mss);
+        let most = self.offers.mss.filter(|mss| *mss > 0).unwrap_or(536).max(LEAST_MSS).min(self.opening.mss);
         u32::from(most).saturating_sub(if self.clock.is_some() { 12 } else { 0 }).max(1)
     }
 
@@ -503,5 +510,7 @@ pub(super) const EMPTY: TcpRepr<'static> = TcpRepr {
 };
 /// RFC 7323, section 5.5.
 pub(super) const RECENT_FOR: Duration = Duration::from_secs(24 * 24 * 3600);
+/// As Linux has it (`tcp_min_snd_mss`), and smoltcp.
+const LEAST_MSS: u16 = 48;
 const MOST_CHALLENGES: u8 = 10;
 const CHALLENGE_PERIOD: Duration = Duration::from_secs(5);

@@ -40,6 +40,8 @@ fn a_burst_is_acknowledged_once_when_it_is_over() {
     let mut talk = Talk::open(false, Some(1), StreamOptions::default());
     let early = talk.say(TcpRepr { payload: &[0], ..EMPTY }, Some(talk.ack), talk.seq.plus(1));
     assert_eq!(early.len(), 1, "what comes out of order is answered at once");
+    talk.say(TcpRepr { payload: &[0], ..EMPTY }, Some(talk.ack), talk.seq);
+    talk.seq = talk.seq.plus(2);
     for piece in pattern(5000).chunks(1000) {
         let stamp = Some(smoltcp::wire::TcpTimestampRepr::new(1, 0));
         let repr = TcpRepr {
@@ -59,7 +61,7 @@ fn a_burst_is_acknowledged_once_when_it_is_over() {
     let answers = talk.answers();
     assert_eq!(answers.iter().map(|answer| answer.ack).collect::<Vec<_>>(), [Some(talk.seq)]);
     assert_ne!(talk.stack.next_deadline(talk.now), Some(talk.now));
-    assert_eq!(read(&mut talk), pattern(5000));
+    assert_eq!(read(&mut talk)[2..], pattern(5000));
 }
 
 #[test]
