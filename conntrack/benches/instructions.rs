@@ -2,7 +2,7 @@
 //!
 //! `.ci/instructions` runs it under callgrind and holds the counts against those stored in `.ci/instructions.baseline`.
 
-#![expect(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark")]
 
 mod packets;
 mod work;

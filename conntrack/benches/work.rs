@@ -69,8 +69,8 @@ impl Connections {
             });
             let mut attachments: [Attachment; BURST] = Default::default();
             table.track_burst(&incoming, NOW, |_, number, tracked| attachments[number] = tracked.unwrap());
-            for (bytes, attachment) in burst.iter_mut().zip(&attachments) {
-                translate(table, attachment, bytes);
+            for ((bytes, attachment), parsed) in burst.iter_mut().zip(&attachments).zip(parsed.iter().flatten()) {
+                translate(table, attachment, bytes, parsed);
             }
         }
     }
@@ -80,15 +80,16 @@ impl Connections {
     pub fn pass_one_by_one(&mut self) {
         let Self { table, packets, .. } = self;
         for bytes in packets {
-            let attachment = track(table, bytes);
-            translate(table, &attachment, bytes);
+            let parsed = parse(bytes).unwrap();
+            let attachment = table.track(bytes, &parsed, Zone::default(), Origin::Link, NOW).unwrap();
+            translate(table, &attachment, bytes, &parsed);
         }
     }
 }
 
-fn translate(table: &Conntrack, attachment: &Attachment, bytes: &mut [u8]) {
-    let there = table.nat_translate(attachment, Manip::Destination, bytes).unwrap();
-    let back = table.nat_translate(attachment, Manip::Source, bytes).unwrap();
+fn translate(table: &Conntrack, attachment: &Attachment, bytes: &mut [u8], parsed: &Parsed) {
+    let there = table.nat_translate_parsed(attachment, Manip::Destination, bytes, parsed).unwrap();
+    let back = table.nat_translate_parsed(attachment, Manip::Source, bytes, parsed).unwrap();
     assert!(there != back, "one of the two is translated");
 }
 

@@ -114,6 +114,8 @@ pub struct Totals {
 pub enum Origin {
     /// From a link: at prerouting. Its checksums count.
     Link,
+    /// From a link that has verified its checksums, or that left them out: at prerouting.
+    Verified,
     /// From a local sender: at output.
     Local,
 }

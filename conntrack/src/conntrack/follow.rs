@@ -48,9 +48,10 @@ impl Conntrack {
         datagram: &[u8],
         parsed: &Parsed,
         zone: Zone,
+        origin: Origin,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
-        self.track_with(datagram, parsed, zone, Origin::Link, Room::NotNeeded, &Ahead::default(), now)
+        self.track_with(datagram, parsed, zone, origin, Room::NotNeeded, &Ahead::default(), now)
     }
 
     /// As [`Conntrack::track`] at prerouting, for the acknowledgement that ends a handshake nobody kept: the flow begins as
@@ -61,12 +62,13 @@ impl Conntrack {
         datagram: &[u8],
         parsed: &Parsed,
         zone: Zone,
+        origin: Origin,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
         self.table.flows_mut().advance(now);
-        let packet = Packet { datagram, parsed, verify_checksum: self.sysctls.checksum };
+        let packet = Packet { datagram, parsed, verify_checksum: self.sysctls.checksum && origin == Origin::Link };
         let Subject::Flow(tuple) = subject(&packet) else {
-            return self.track(datagram, parsed, zone, Origin::Link, now);
+            return self.track(datagram, parsed, zone, origin, now);
         };
         if let Some(attachment) = self.resolve(&packet, &tuple, zone, now) {
             return Ok(attachment);
