@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use hibernet_conntrack::{Attachment, Parsed, Zone, parse, proto};
+use hibernet_conntrack::{Ahead, Attachment, Parsed, Zone, parse, proto};
 
 use crate::drop_reason::DropReason;
 use crate::fragments::Cuts;
@@ -35,6 +35,8 @@ pub struct Packet {
     /// How it came, if reassembly has put it together.
     pub(crate) reassembled: Option<Cuts>,
     offload: Offload,
+    /// What the first stages of its burst found out for `track`.
+    pub(crate) ahead: Ahead,
 }
 
 /// What a chain or station says of a packet.
@@ -67,9 +69,19 @@ impl Packet {
         Self::new(bytes, 0, Offload::NONE, Some(link), false)
     }
 
-    /// A datagram that came in on a link behind `at` bytes of the link's, with what the link says of both.
-    pub(crate) fn received_in(link: LinkId, frame: Vec<u8>, at: usize, offload: Offload) -> Result<Self, DropReason> {
-        Self::new(frame, at, offload, Some(link), false)
+    /// A datagram that came in on a link behind `at` bytes of the link's, with what the link says of both; `read` if its
+    /// header was read already.
+    pub(crate) fn received_in(
+        link: LinkId,
+        frame: Vec<u8>,
+        at: usize,
+        offload: Offload,
+        read: Option<Parsed>,
+    ) -> Result<Self, DropReason> {
+        match read {
+            Some(parsed) => Self::with_header(frame, at, parsed, offload, Some(link), false),
+            None => Self::new(frame, at, offload, Some(link), false),
+        }
     }
 
     /// A datagram this host makes.
@@ -82,7 +94,8 @@ impl Packet {
     /// The copy belongs to the same flow if that is in the table. A new flow stays with the original, and ends with it when
     /// it is dropped; the copy is then exempt from tracking.
     pub fn duplicate(&self) -> Self {
-        let Self { frame, at, parsed, attachment, zone, iif, oif, via, link_group, local, reassembled, offload } = self;
+        let Self { frame, at, parsed, attachment, zone, iif, oif, via, link_group, local, reassembled, offload, ahead } =
+            self;
         Self {
             frame: frame.clone(),
             at: *at,
@@ -96,6 +109,7 @@ impl Packet {
             local: *local,
             reassembled: reassembled.clone(),
             offload: *offload,
+            ahead: *ahead,
         }
     }
 
@@ -192,6 +206,11 @@ impl Packet {
         (self.frame.get_mut(self.at..).unwrap_or_default(), &mut self.attachment)
     }
 
+    /// The bytes to be translated, with what their header says and whose they are.
+    pub(crate) fn translatable(&mut self) -> (&mut [u8], &Parsed, &Attachment) {
+        (self.frame.get_mut(self.at..).unwrap_or_default(), &self.parsed, &self.attachment)
+    }
+
     /// Reads the addresses again after a translation. Offsets do not change by one.
     pub(crate) fn readdress(&mut self) {
         if let Some((src, dst)) = addresses(self.bytes()) {
@@ -266,14 +285,19 @@ impl Packet {
         }
     }
 
-    fn new(
+    fn new(frame: Vec<u8>, at: usize, offload: Offload, iif: Option<LinkId>, local: bool) -> Result<Self, DropReason> {
+        let parsed = parse(frame.get(at..).unwrap_or_default()).map_err(DropReason::from)?;
+        Self::with_header(frame, at, parsed, offload, iif, local)
+    }
+
+    fn with_header(
         mut frame: Vec<u8>,
         at: usize,
+        parsed: Parsed,
         offload: Offload,
         iif: Option<LinkId>,
         local: bool,
     ) -> Result<Self, DropReason> {
-        let parsed = parse(frame.get(at..).unwrap_or_default()).map_err(DropReason::from)?;
         // What a link padded the datagram with is no part of it.
         frame.truncate(at.saturating_add(parsed.end));
         let offload = match offload {
@@ -293,6 +317,7 @@ impl Packet {
             local,
             reassembled: None,
             offload,
+            ahead: Ahead::default(),
         })
     }
 }

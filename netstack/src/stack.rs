@@ -18,7 +18,7 @@ use crate::offload::{Ingress, LinkOffloads, Offload};
 use crate::packet::Packet;
 use crate::route::{Route, RouteError, RouteTable};
 use crate::rules::{Rule, Rules, Ruleset, RulesetError};
-use crate::stats::{Stats, count};
+use crate::stats::Stats;
 
 /// What a [`Stack`] is made from.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -225,16 +225,10 @@ impl Stack {
         self.ingress_burst(link, [Ingress { frame, offload: Offload::NONE }], now);
     }
 
-    /// The same for what a link has received at once, in order, with what it says of each.
+    /// The same for what a link has received at once, in order, with what it says of each. What comes of it is the same as of
+    /// one by one, and comes sooner: the flows of up to 32 are looked up together.
     pub fn ingress_burst(&mut self, link: LinkId, burst: impl IntoIterator<Item = Ingress>, now: Instant) {
-        for Ingress { frame, offload } in burst {
-            self.tell(now);
-            self.expire_fragments(now);
-            self.attend_neighbours(now);
-            count(&mut self.stats.received);
-            self.accept_from_link(link, frame, offload, now);
-            self.settle(now);
-        }
+        self.accept_burst(link, burst, now);
     }
 
     /// Says what the device behind a link takes, of what can be left undone: at first, and after a restore, nothing. Says
