@@ -126,7 +126,6 @@ impl Packet {
 
     /// Says what is left to do about a packet this host has made: in front of the sum over the pseudo header, which is
     /// written here. Refused where it does not fit the packet.
-    #[expect(dead_code, reason = "for senders of this host that leave segmentation to the link")]
     pub(crate) fn leave_to_link(&mut self, offload: Offload) -> Result<(), DropReason> {
         let Self { frame, at, parsed, .. } = self;
         self.offload = offload.accept(frame.get_mut(*at..).unwrap_or_default(), 0, parsed)?;

@@ -266,7 +266,14 @@ impl Stack {
     }
 
     /// The next datagram to be sent.
+    ///
+    /// Local connections answer a burst of [`Stack::ingress`] when it is asked for what has come of it: here, by
+    /// [`Stack::poll`], or by a call on a stream. So whoever has more to take in takes it in first.
     pub fn egress(&mut self) -> Option<Egress> {
+        if self.egress.is_empty() && self.local.has_touched() {
+            self.local.serve_touched(self.told);
+            self.settle(self.told);
+        }
         self.egress.pop_front()
     }
 

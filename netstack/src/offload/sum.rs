@@ -27,14 +27,16 @@ pub(super) fn put(bytes: &mut [u8], at: usize, word: u16) {
 
 /// Adds 16-bit words, an odd last byte padded with zero. At most 2^32 bytes do not overflow.
 pub(super) fn add(start: u64, bytes: &[u8]) -> u64 {
-    // Two words at a time: carries between them are folded in at the end, as 2^16 is 1 in one's complement.
+    // The sum of words in the machine's order is that of words in the network's, with its bytes turned (RFC 1071, section 2). Two
+    // words at a time: carries between them are folded in at the end, as 2^16 is 1 in one's complement.
     let (pairs, rest) = bytes.as_chunks::<4>();
-    let sum = pairs.iter().fold(start, |sum, pair| sum.wrapping_add(u32::from_be_bytes(*pair).into()));
+    let sum = pairs.iter().fold(0_u64, |sum, pair| sum.wrapping_add(u32::from_ne_bytes(*pair).into()));
     let mut last = [0; 4];
     if let Some(room) = last.get_mut(..rest.len()) {
         room.copy_from_slice(rest);
     }
-    sum.wrapping_add(u32::from_be_bytes(last).into())
+    let turned = folded(sum.wrapping_add(u32::from_ne_bytes(last).into()));
+    start.wrapping_add(u16::from_be(turned).into())
 }
 
 /// The sum in 16 bits.

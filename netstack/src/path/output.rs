@@ -29,6 +29,29 @@ impl Stack {
         self.originate_on(datagram, None, now)
     }
 
+    /// The same for a segment whose checksum, and cutting, are left to its link.
+    pub(crate) fn originate_leaving(
+        &mut self,
+        datagram: Vec<u8>,
+        offload: Offload,
+        now: Instant,
+    ) -> Result<(), LocalSendError> {
+        let len = datagram.len();
+        let packet = Packet::originated(datagram).and_then(|mut packet| {
+            packet.leave_to_link(offload)?;
+            Ok(packet)
+        });
+        let packet = packet.map_err(|reason| {
+            self.drop_unread(reason, None, len);
+            LocalSendError::from(reason)
+        })?;
+        count(&mut self.stats.originated);
+        match self.send(packet, now) {
+            Ok(()) | Err(None) => Ok(()),
+            Err(Some(reason)) => Err(reason.into()),
+        }
+    }
+
     /// The same for a datagram that leaves by a way of its sender's choice, if it has one.
     pub(crate) fn originate_on(
         &mut self,

@@ -115,8 +115,10 @@ fn wait(engine: &mut Engine, server: &ControlServer) -> anyhow::Result<bool> {
             let told: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
             drop(fds);
             let of_link = |place: &Option<usize>| place.and_then(|at| told.get(at)).copied();
-            // A link without a descriptor can only be looked at.
-            engine.set_ready(places.iter().map(|place| of_link(place).is_none_or(|told| told.intersects(READABLE))));
+            // A link without a descriptor, or without a peer to tell anything, can only be looked at.
+            let ups: Vec<bool> = engine.links().map(Link::is_up).collect();
+            let is_told = |place| of_link(place).is_none_or(|told| told.intersects(READABLE));
+            engine.set_ready(places.iter().zip(ups).map(|(place, up)| found == 0 || !up || is_told(place)));
             for (index, place) in places.iter().enumerate() {
                 if of_link(place).is_some_and(|told| told.intersects(PollFlags::ERR)) {
                     engine.look_at_error(index);
