@@ -65,7 +65,11 @@ pub(crate) fn stats(control: &Path, json: bool) -> anyhow::Result<()> {
                 link.name, link.received, link.sent, link.receive_overruns, link.unreadable, link.send_drops
             );
             if link.connects > 0 {
-                let _ = writeln!(text, "link {}: peer came {} times, went {} times", link.name, link.connects, link.disconnects);
+                let _ = writeln!(
+                    text,
+                    "link {}: peer came {} times, went {} times",
+                    link.name, link.connects, link.disconnects
+                );
             }
         }
         for drop in &stats.drops {

@@ -18,6 +18,7 @@ use hibernet_netstack::MacAddr;
 use hibernet_netstack::Medium;
 use rustix::io::Errno;
 use serde::Serialize;
+use serde::Serializer;
 
 use self::memory::MemoryLink;
 pub(crate) use self::memory::Wire;
@@ -26,6 +27,7 @@ use self::tun::TunLink;
 pub(crate) use self::tun::make_tun;
 use self::unix_datagram::DatagramLink;
 use self::unix_stream::StreamLink;
+use crate::gateway::MediumName;
 use crate::netlink::Netlink;
 use crate::netns;
 
@@ -250,6 +252,11 @@ impl LinkSpec {
         matches!(self.kind, LinkKind::Tap)
     }
 
+    /// What such a device carries unless it is told: datagrams through a TUN device, frames through all others.
+    pub(crate) const fn usual_medium(&self) -> MediumName {
+        if matches!(self.kind, LinkKind::Tun) { MediumName::Ip } else { MediumName::Ethernet }
+    }
+
     fn socket(&self) -> anyhow::Result<&SocketPaths> {
         self.socket.as_ref().context("a link over a socket has a path")
     }
@@ -324,6 +331,12 @@ impl FromStr for LinkSpec {
             _ => (place, None),
         };
         Ok(Self { kind, name, namespace: None, socket: Some(SocketPaths { own: PathBuf::from(own), peer }) })
+    }
+}
+
+impl Serialize for LinkSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
