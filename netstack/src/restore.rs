@@ -277,7 +277,7 @@ impl Validated {
         }
         let conntrack = conntrack.rehash(&mut entropy)?;
         let mut local = Local::new(services, LocalLimits::default(), &links, &mut entropy);
-        let rebuilt = local.restore_tcp(tcp, &mut entropy, now);
+        let rebuilt = local.restore_tcp(tcp, now);
         let Plan { streams, resets: told, .. } = &plan;
         let flows = reset::sort_out(&records, &rebuilt.streams, &plan);
         let mut streams = [streams.as_slice(), &rebuilt.streams].concat();

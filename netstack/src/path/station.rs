@@ -26,8 +26,12 @@ impl Stack {
         if !packet.attachment().is_nothing() {
             return self.pass_untracked(hook, packet, zone, now);
         }
-        let origin = if hook == Hook::Output { Origin::Local } else { Origin::Link };
-        let tracked = match self.track_cookie(hook, packet, zone, now) {
+        let origin = match hook {
+            Hook::Output => Origin::Local,
+            _ if packet.offload().vouches() => Origin::Verified,
+            _ => Origin::Link,
+        };
+        let tracked = match self.track_cookie(hook, packet, zone, origin, now) {
             Some(tracked) => tracked,
             None => self.conntrack.track(packet.bytes(), packet.parsed(), zone, origin, now),
         };
@@ -64,7 +68,7 @@ impl Stack {
     fn refuse(&mut self, refusal: Refusal, packet: &Packet, now: Instant) -> Verdict {
         if refusal == Refusal::Reset && packet.iif.is_some_and(|iif| iif != LinkId::LOOPBACK) {
             let answer = match packet.parsed().proto {
-                proto::TCP => Reset::answering(packet.bytes(), packet.parsed()).and_then(|reset| reset.datagram()),
+                proto::TCP => Reset::answering(packet).and_then(|reset| reset.datagram()),
                 _ if icmp::may_answer(packet.bytes(), packet.parsed(), &self.links, IcmpError::Port) => {
                     self.icmp_error(IcmpError::Port, packet)
                 }
