@@ -91,6 +91,10 @@ impl Unfiled {
         &self.0
     }
 
+    pub(crate) const fn flows_mut(&mut self) -> &mut Flows {
+        &mut self.0
+    }
+
     /// The flows, for tables that will share them.
     pub(crate) fn into_flows(self) -> Flows {
         self.0
