@@ -405,8 +405,9 @@ pub(crate) fn checked_links(links: Vec<LinkConfig>) -> Result<Links, ConfigError
     Ok(Links::new(links))
 }
 
-/// Most flows one poll expires.
-const EXPIRY_BUDGET: usize = 65_536;
+/// Most flows one poll looks at whose time may have come. Bounds for how long packets wait, to some tens of microseconds; where
+/// there are more, the next poll is due at once.
+const EXPIRY_BUDGET: usize = 128;
 
 impl From<DropReason> for LocalSendError {
     fn from(reason: DropReason) -> Self {
@@ -428,6 +429,7 @@ impl LocalSendError {
         match self.reason {
             DropReason::NoRoute => Errno::NetworkUnreachable,
             DropReason::PacketTooBig | DropReason::TooLong => Errno::MessageSize,
+            DropReason::ForkReset | DropReason::ForkSevered => Errno::ConnectionRefused,
             DropReason::SocketBufferFull | DropReason::EgressFull => Errno::Again,
             DropReason::NotIp
             | DropReason::HeaderLength

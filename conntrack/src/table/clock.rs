@@ -51,6 +51,11 @@ impl Clock {
         Self { epoch: now.as_nanos().wrapping_sub(phase) }
     }
 
+    /// The clock that shows `nanos` more.
+    pub(crate) const fn later_by(self, nanos: u64) -> Self {
+        Self { epoch: self.epoch.wrapping_sub(nanos) }
+    }
+
     /// Nanoseconds since the epoch.
     pub(crate) const fn nanos(self, now: Instant) -> u64 {
         now.as_nanos().wrapping_sub(self.epoch)

@@ -1,5 +1,6 @@
 //! The flows of a table, without the index that finds them: what a save holds and a restore validates.
 
+mod elapsed;
 mod moved;
 
 use core::cmp::Ordering;
