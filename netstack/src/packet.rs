@@ -5,6 +5,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use hibernet_conntrack::{Attachment, Parsed, Zone, parse, proto};
 
 use crate::drop_reason::DropReason;
+use crate::event::PacketEnds;
 use crate::fragments::Cuts;
 use crate::link::LinkId;
 use crate::reject::RejectWith;
@@ -29,6 +30,8 @@ pub struct Packet {
     /// Whether it came in a frame to a group: it is not routed on, and its sender is told nothing (RFC 1122, section 3.2.2).
     pub(crate) link_group: bool,
     pub(crate) local: bool,
+    /// A rule hands it to this host, whatever its destination is.
+    pub(crate) tproxy: bool,
     /// How it came, if reassembly has put it together.
     pub(crate) reassembled: Option<Cuts>,
 }
@@ -73,7 +76,7 @@ impl Packet {
     /// The copy belongs to the same flow if that is in the table. A new flow stays with the original, and ends with it when
     /// it is dropped; the copy is then exempt from tracking.
     pub fn duplicate(&self) -> Self {
-        let Self { bytes, parsed, attachment, zone, iif, oif, via, link_group, local, reassembled } = self;
+        let Self { bytes, parsed, attachment, zone, iif, oif, via, link_group, local, tproxy, reassembled } = self;
         Self {
             bytes: bytes.clone(),
             parsed: *parsed,
@@ -84,6 +87,7 @@ impl Packet {
             via: *via,
             link_group: *link_group,
             local: *local,
+            tproxy: *tproxy,
             reassembled: reassembled.clone(),
         }
     }
@@ -96,7 +100,8 @@ impl Packet {
 
     /// A fragment of it, cut on the way out.
     pub(crate) fn piece(&self, bytes: Vec<u8>) -> Result<Self, DropReason> {
-        let Self { bytes: _, parsed: _, attachment, zone, iif, oif, via, link_group, local, reassembled: _ } = self;
+        let Self { bytes: _, parsed: _, attachment, zone, iif, oif, via, link_group, local, tproxy: _, reassembled: _ } =
+            self;
         let attachment = attachment.for_duplicate();
         let (zone, oif, via, link_group) = (*zone, *oif, *via, *link_group);
         Ok(Self { attachment, zone, oif, via, link_group, ..Self::new(bytes, *iif, *local)? })
@@ -176,6 +181,12 @@ impl Packet {
         }
     }
 
+    /// Between whom it travels.
+    pub(crate) fn ends(&self) -> PacketEnds {
+        let Subject { src, dst, proto, ports, .. } = self.subject(None);
+        PacketEnds { src, dst, proto, ports }
+    }
+
     /// Takes one from time to live or hop limit, with IPv4's checksum brought after (RFC 1624, equation 3).
     pub(crate) fn age(&mut self) {
         self.parsed.ttl = self.parsed.ttl.saturating_sub(1);
@@ -219,6 +230,7 @@ impl Packet {
             via: None,
             link_group: false,
             local,
+            tproxy: false,
             reassembled: None,
         })
     }

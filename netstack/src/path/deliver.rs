@@ -27,6 +27,7 @@ impl Stack {
             return self.drop_packet(DropReason::LocalMalformed, &packet);
         }
         match packet.parsed().proto {
+            _ if packet.tproxy && packet.link_group => self.drop_packet(DropReason::NoListener, &packet),
             proto::UDP => self.deliver_udp(packet, group, now),
             proto::TCP if group || packet.link_group => self.drop_packet(DropReason::NoListener, &packet),
             proto::TCP => match TcpPacket::new_checked(l4) {
@@ -60,7 +61,8 @@ impl Stack {
     }
 
     fn deliver_udp(&mut self, packet: Packet, group: bool, now: Instant) {
-        match self.feed_udp(&packet, group, now) {
+        let fed = if packet.tproxy { self.hold_datagram(&packet) } else { self.feed_udp(&packet, group, now) };
+        match fed {
             Ok(()) => {}
             Err(DropReason::PortUnreachable) => self.refuse_datagram(packet),
             Err(reason) => self.drop_packet(reason, &packet),
@@ -76,6 +78,12 @@ impl Stack {
     }
 
     fn deliver_tcp(&mut self, packet: Packet, segment: Segment, now: Instant) {
+        if packet.tproxy {
+            let floor = if segment.opening { self.local.make_way(&segment, &packet) } else { None };
+            if !self.local.has_connection(&segment) {
+                return self.hold_opening(packet, segment, floor, now);
+            }
+        }
         match self.local.feed_segment(segment, plain(&packet), now) {
             Ok(Fed::Connection) => {}
             Ok(Fed::Cookie) => count(&mut self.stats.cookies_accepted),
@@ -89,7 +97,7 @@ impl Stack {
     }
 
     /// The reset of a closed port. Unlike the one a rule asks for it is tracked like any packet of this host.
-    fn refuse_segment(&mut self, packet: &Packet, now: Instant) {
+    pub(crate) fn refuse_segment(&mut self, packet: &Packet, now: Instant) {
         let reset = Reset::answering(packet.bytes(), packet.parsed());
         let reset = reset.and_then(|reset| reset.with_tos_of(packet.bytes()).datagram());
         match reset {
@@ -114,6 +122,12 @@ impl Stack {
         if is_about_neighbours(&packet) {
             if let Some(link) = packet.iif {
                 self.hear_ndp(link, &packet, now);
+            }
+            return;
+        }
+        if packet.tproxy {
+            if let Err(reason) = self.hold_echo(&packet) {
+                self.drop_packet(reason, &packet);
             }
             return;
         }
@@ -161,7 +175,7 @@ fn is_readable(segment: &TcpPacket<&[u8]>, packet: &Packet) -> bool {
 }
 
 /// The datagram without IPv6 extension headers: what the sockets below need to see.
-pub(super) fn plain(packet: &Packet) -> Vec<u8> {
+pub(crate) fn plain(packet: &Packet) -> Vec<u8> {
     let l4 = packet.parsed().l4(packet.bytes());
     let protocol = packet.parsed().proto.into();
     let mut bytes = crate::reject::header(packet.src(), packet.dst(), protocol, l4.len()).unwrap_or_default();

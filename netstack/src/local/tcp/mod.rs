@@ -4,6 +4,7 @@
 //! numbers into it; smoltcp answers; `shim` puts the wire's numbers into what it sends. `api` is what an embedder calls,
 //! `image` what a save writes, `rebuild` the way back.
 
+mod admit;
 mod api;
 mod connection;
 mod cookie;
@@ -156,6 +157,10 @@ impl Connections {
 
     pub(super) fn watch(&self, scan: &mut CanaryScan) {
         self.keys.watch("TCP numbers", scan);
+    }
+
+    pub(super) const fn most(&self) -> usize {
+        self.most
     }
 
     pub(super) fn set_most(&mut self, most: usize) {
