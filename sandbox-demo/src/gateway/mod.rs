@@ -3,6 +3,7 @@
 mod application;
 mod config;
 mod engine;
+mod events;
 mod run;
 
 pub(crate) use self::config::GatewayConfig;

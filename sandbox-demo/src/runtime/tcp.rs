@@ -53,6 +53,12 @@ impl TcpStream {
         Self { net: net.clone(), id }
     }
 
+    /// Resets the peer.
+    pub(crate) fn abort(self) {
+        self.net.with_stack(|stack, now| stack.tcp_abort(self.id, now));
+        self.net.changed();
+    }
+
     /// The stack's id of it, which is the same after a restore.
     pub(crate) fn id(&self) -> hibernet_netstack::TcpStream {
         self.id
