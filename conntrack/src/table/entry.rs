@@ -19,6 +19,7 @@
 
 use super::addr::Ends;
 use super::clock::{Clock, Tick};
+use super::fetch::fetch;
 use super::links::Links;
 use crate::protocol::{
     ProtocolState, SctpState, SctpTrack, TcpSegmentKind, TcpSide, TcpSideFlags, TcpState, TcpTrack, UdpTrack,
@@ -35,6 +36,21 @@ pub(crate) struct Entry<A> {
     pub(crate) orig: Ends<A>,
     pub(crate) reply: Ends<A>,
     pub(crate) core: Core,
+}
+
+impl<A> Entry<A> {
+    /// Has the entry fetched into the cache: the lines a look-up reads, or the `whole` of it.
+    #[inline]
+    pub(crate) fn fetch(&self, whole: bool) {
+        fetch(self);
+        if size_of::<A>() > 4 {
+            // An IPv6 entry's tuples alone take more than one line.
+            fetch(&self.core);
+        }
+        if whole {
+            fetch(&self.core.timer);
+        }
+    }
 }
 
 /// What does not depend on the address family.

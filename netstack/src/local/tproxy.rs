@@ -21,7 +21,7 @@ use crate::drop_reason::DropReason;
 use crate::icmp::IcmpError;
 use crate::link::LinkId;
 use crate::local::udp::udp_datagram;
-use crate::local::{Ends, Segment};
+use crate::local::{Asked, Ends};
 use crate::packet::Packet;
 use crate::path::plain;
 use crate::ping::is_echo_request;
@@ -236,16 +236,9 @@ impl Stack {
         }
     }
 
-    /// A segment that a rule has handed over and that is of no connection here: an opening waits, all else is refused.
-    pub(crate) fn hold_opening(&mut self, packet: Packet, segment: Segment, floor: Option<u32>, now: Instant) {
-        let Segment { ends: Ends { local, remote }, opening, readable, .. } = segment;
-        let key = Opening { from: remote, to: local };
-        if !opening || !readable {
-            // A reset takes an opening back.
-            self.local.proxied.forget(&key);
-            self.drop_packet(DropReason::NoConnection, &packet);
-            return self.refuse_segment(&packet, now);
-        }
+    /// An opening that a rule has handed over.
+    pub(crate) fn hold_opening(&mut self, ends: Ends, packet: Packet, floor: Option<u32>) {
+        let key = Opening { from: ends.remote, to: ends.local };
         let proxied = &mut self.local.proxied;
         let is_new = !proxied.openings.contains_key(&key);
         if is_new && (proxied.openings.len() >= MOST_OPENINGS || proxied.waiting.len() >= MOST_WAITING) {
@@ -256,6 +249,14 @@ impl Stack {
             Some(Held { packet, .. }) => self.drop_packet(DropReason::OpeningRepeated, &packet),
             None => proxied.push(Proxied::Opening(key)),
         }
+    }
+
+    /// A segment that a rule has handed over and that is neither an opening nor of a connection here. A reset takes an opening
+    /// back.
+    pub(crate) fn refuse_proxied(&mut self, ends: Ends, packet: &Packet, now: Instant) {
+        self.local.proxied.forget(&Opening { from: ends.remote, to: ends.local });
+        self.drop_packet(DropReason::NoConnection, packet);
+        self.refuse_segment(packet, now);
     }
 
     /// A datagram that a rule has handed over.
@@ -291,14 +292,13 @@ impl Stack {
 }
 
 impl Local {
-    /// Whether a segment is of a connection there is.
-    pub(crate) fn has_connection(&self, segment: &Segment) -> bool {
-        self.tcp.has(&segment.ends)
-    }
-
-    /// If a SYN starts the successor of a connection in TIME-WAIT, that one goes: the next one's numbers start behind.
-    pub(crate) fn make_way(&mut self, segment: &Segment, packet: &Packet) -> Option<u32> {
-        self.tcp.make_way(&segment.ends, &plain(packet))
+    /// What a segment that a rule has handed over asks for.
+    pub(crate) fn asks_for(&mut self, ends: Ends, packet: &Packet) -> Asked {
+        let flags = packet.parsed().l4(packet.bytes()).get(TCP_FLAGS).copied().unwrap_or(0);
+        if flags & SYN == 0 {
+            return if self.tcp.has(&ends) { Asked::Known } else { Asked::Nothing };
+        }
+        self.tcp.asks_for(&ends, &plain(packet))
     }
 }
 
@@ -368,6 +368,8 @@ const MOST_OPENINGS: usize = 8192;
 const MOST_WAITING: usize = 8192;
 /// Bytes of payload that wait to be taken.
 const MOST_BYTES: usize = 4 << 20;
+const TCP_FLAGS: usize = 13;
+const SYN: u8 = 0x02;
 const ECHO: u8 = 8;
 const ECHO_REPLY: u8 = 0;
 const ECHO_V6: u8 = 128;
