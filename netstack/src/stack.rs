@@ -407,7 +407,7 @@ pub(crate) fn checked_links(links: Vec<LinkConfig>) -> Result<Links, ConfigError
 
 /// Most flows one poll looks at whose time may have come. Bounds for how long packets wait, to some tens of microseconds; where
 /// there are more, the next poll is due at once.
-const EXPIRY_BUDGET: usize = 128;
+const EXPIRY_BUDGET: usize = 64;
 
 impl From<DropReason> for LocalSendError {
     fn from(reason: DropReason) -> Self {

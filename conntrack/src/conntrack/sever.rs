@@ -39,7 +39,7 @@ impl Validated {
     /// its tuples are taken.
     pub fn add_severed(&mut self, flow: &FlowRecord) -> bool {
         let flows = self.table.flows_mut();
-        let [orig, reply] = [&flow.orig, &flow.reply].map(Packed::of);
+        let (orig, reply) = (Packed::of(&flow.orig), Packed::of(&flow.reply));
         let is_taken = flows.in_creation_order().into_iter().any(|slot| {
             flows.direction_of(slot, &orig, flow.zone).or(flows.direction_of(slot, &reply, flow.zone)).is_some()
         });
