@@ -40,14 +40,11 @@
 //! Waits follow 1 and 2 upwards only, so there is no deadlock. A second look without the locks of all shards may miss a
 //! flow that enters meanwhile, as it would have missed it a moment before; what counts is looked at again at `confirm`.
 //!
-//! A model checker tries the rules in every order of two threads (`model.rs`), real threads against a sequential model
-//! (`tests/threads.rs`).
+//! Two threads are held against a sequential model (`tests/threads.rs`).
 
 mod bind;
 mod deal;
 mod entered;
-#[cfg(all(test, loom))]
-mod model;
 mod path;
 mod placement;
 mod sync;

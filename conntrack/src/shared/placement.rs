@@ -5,7 +5,7 @@ use core::fmt;
 use hibernet_snapshot::{Entropy, Redraw, Secret};
 use zeroize::Zeroize;
 
-use super::sync::{AtomicU32, AtomicU64, Ordering, wipe};
+use super::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::canary::CanaryScan;
 use crate::table::{Keyed, Part, hash_tuple, siphash};
 use crate::tuple::Tuple;
@@ -85,7 +85,7 @@ impl fmt::Debug for Placement {
 impl Zeroize for Words {
     fn zeroize(&mut self) {
         for word in &mut self.0 {
-            wipe(word);
+            word.get_mut().zeroize();
         }
     }
 }
