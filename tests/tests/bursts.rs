@@ -17,9 +17,12 @@ fn shown(stack: &mut Stack, now: Instant, with_image: bool) -> Shown {
     (events, sent, image)
 }
 
+/// Frames of one link at one time; time alone where there is no link.
+type Burst = (Instant, Option<&'static str>, Vec<Vec<u8>>);
+
 /// Steps that follow each other on one link within 500 ms, as one burst at the time of the last.
-fn bursts(steps: &[Step]) -> Vec<(Instant, Option<&'static str>, Vec<Vec<u8>>)> {
-    let mut bursts: Vec<(Instant, Option<&'static str>, Vec<Vec<u8>>)> = Vec::new();
+fn bursts(steps: &[Step]) -> Vec<Burst> {
+    let mut bursts: Vec<Burst> = Vec::new();
     for step in steps {
         let link = step.frame.as_ref().map(|frame| frame.link);
         let bytes = step.frame.as_ref().map(|frame| frame.bytes.clone());
