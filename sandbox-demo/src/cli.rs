@@ -1,8 +1,11 @@
 //! The command line.
 
+mod gateway;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::ArgGroup;
@@ -11,14 +14,16 @@ use clap::Parser;
 use clap::Subcommand;
 use hibernet_netstack::Cidr;
 
+use self::gateway::GatewayArgs;
 use crate::commands;
 use crate::demo;
 use crate::demo::LinkChoice;
 use crate::egress;
 use crate::egress::EgressLimits;
 use crate::egress::EgressOptions;
-use crate::gateway;
 use crate::gateway::Start;
+use crate::gateway::run;
+use crate::gateway::serve_guest;
 use crate::link::LinkSpec;
 use crate::netns;
 use crate::peers;
@@ -80,6 +85,13 @@ enum Command {
     /// --restore goes on with them under new keys. Clients notice a pause.
     #[command(after_long_help = SERVE_EXAMPLE)]
     Serve(ServeArgs),
+    /// Run the network of one guest, such as a virtual machine of QEMU, without privileges.
+    ///
+    /// The guest's network card is a unix socket. The gateway gives the guest an address by DHCP, forwards its DNS questions,
+    /// answers ARP, neighbour discovery and pings, takes connections to the host in to it, and with an uplink lets it out. All
+    /// of it is saved with `sandbox-demo save` and goes on in another process. What the guest may not do is refused at once.
+    #[command(after_long_help = gateway::EXAMPLE)]
+    Gateway(GatewayArgs),
     /// Check an egress policy, or give a running gateway another.
     Policy {
         #[command(subcommand)]
@@ -264,6 +276,10 @@ struct RunPlace {
     /// (`tun:NAME@/run/netns/guest`). Give it once per link.
     #[arg(long = "link", value_name = "DEVICE", required = true)]
     links: Vec<LinkSpec>,
+    /// Whether the devices leave checksums and segmentation to each other: packets of 64 KiB then pass whole, and TCP is
+    /// several times as fast. `on`, `off`, or the names of the links where it is on.
+    #[arg(long, value_name = "on|off|LINK,..", default_value = "on")]
+    offload: OffloadChoice,
     /// Pass no traffic until `sandbox-demo resume`.
     #[arg(long)]
     hold: bool,
@@ -274,6 +290,51 @@ struct RunPlace {
     /// End with the process of this id.
     #[arg(long, hide = true)]
     parent: Option<u32>,
+}
+
+/// Links with offload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum OffloadChoice {
+    On,
+    Off,
+    Of(Vec<String>),
+}
+
+impl FromStr for OffloadChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            names if names.split(',').all(|name| !name.is_empty()) => {
+                Ok(Self::Of(names.split(',').map(str::to_owned).collect()))
+            }
+            other => Err(format!("found `{other}`, expected `on`, `off` or names of links with commas between")),
+        }
+    }
+}
+
+impl OffloadChoice {
+    /// The devices, each with its choice.
+    fn choose(&self, links: &[LinkSpec]) -> anyhow::Result<Vec<LinkSpec>> {
+        if let Self::Of(names) = self {
+            for name in names {
+                let known: Vec<&str> = links.iter().map(LinkSpec::name).collect();
+                anyhow::ensure!(
+                    known.contains(&name.as_str()),
+                    "--offload names the link {name}, which is none of {}",
+                    known.join(", ")
+                );
+            }
+        }
+        let chosen = |link: &LinkSpec| match self {
+            Self::On => true,
+            Self::Off => false,
+            Self::Of(names) => names.iter().any(|name| name == link.name()),
+        };
+        Ok(links.iter().map(|link| link.clone().with_offload(chosen(link))).collect())
+    }
 }
 
 #[derive(Debug, Args)]
@@ -293,6 +354,7 @@ impl Cli {
                 at.run(&start.ok_or_else(|| anyhow::anyhow!("give --config or --restore"))?, json)?;
             }
             Command::Serve(args) => serve::serve(args.options(json))?,
+            Command::Gateway(args) => serve_guest(args.options(json))?,
             Command::Restore { image, at } => at.run(&Start::Restored(image), json)?,
             Command::Save { image, hold, control } => commands::save(&control.socket, &image, hold, json)?,
             Command::Resume { control } => commands::resume(&control.socket, json)?,
@@ -319,16 +381,17 @@ impl RunPlace {
         if let Some(parent) = self.parent {
             netns::die_with(parent)?;
         }
+        let links = self.offload.choose(&self.links)?;
         let EgressArgs { policy, flows, connect } = &self.egress;
-        let mut engine = start.engine(&self.links)?;
+        let mut engine = start.engine(&links)?;
         if policy.is_some() || egress::has_policy(engine.stack().0.rules()) {
             let most = *flows as usize;
             let connect = Duration::from_secs(*connect);
             let limits = EgressLimits { tcp: most, udp: most, connect, ..EgressLimits::default() };
             let options = EgressOptions { policy: policy.clone(), limits };
-            return egress::run(engine, &self.links, &self.control.socket, self.hold, json, &options);
+            return egress::run(engine, &links, &self.control.socket, self.hold, json, &options);
         }
-        gateway::run(engine, &self.links, &self.control.socket, self.hold, json)
+        run(engine, &links, &self.control.socket, self.hold, json)
     }
 }
 

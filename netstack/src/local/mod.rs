@@ -33,6 +33,7 @@ use self::sockets::SocketTable;
 use self::tcp::Connections;
 pub(crate) use self::tcp::{Asked, Ends, Fed, Rebuilt, StreamReset, TcpSection};
 pub use self::tcp::{Congestion, ListenOptions, StreamError, StreamOptions, StreamState, TcpListener, TcpStream};
+pub(crate) use self::tcp::Removed;
 use self::tproxy::ProxyQueue;
 pub(crate) use self::tproxy::can_be_proxied;
 pub use self::tproxy::{Opening, Proxied, ProxyDatagram, ProxyEcho, Unreached};

@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::Context;
 use hibernet_conntrack::CanaryScan;
 use hibernet_netstack::Decoded;
+use hibernet_netstack::Ingress;
 use hibernet_netstack::LinkId;
+use hibernet_netstack::MacAddr;
 use hibernet_netstack::Medium;
 use hibernet_netstack::NeighbourEntry;
 use hibernet_netstack::RestorePolicy;
@@ -47,6 +49,7 @@ use crate::control::SaveReply;
 use crate::control::StatsReply;
 use crate::control::StatusReply;
 use crate::fault::image_fault;
+use crate::link::Buffers;
 use crate::link::Link;
 use crate::link::LinkSpec;
 
@@ -54,6 +57,10 @@ use crate::link::LinkSpec;
 pub(crate) struct Engine {
     stack: Stack,
     links: Vec<(LinkId, Link)>,
+    /// Links that have something to read, as far as is known, in their order.
+    ready: Vec<bool>,
+    burst: Vec<Ingress>,
+    buffers: Buffers,
     clock: StackClock,
     state: RunState,
     entropy: Entropy,
@@ -64,7 +71,7 @@ pub(crate) struct Engine {
 }
 
 /// What an application inside the stack wants to have saved with it, as it is at that moment.
-pub(crate) type Application = Box<dyn Fn() -> anyhow::Result<Vec<u8>>>;
+pub(crate) type Application = Box<dyn Fn(Instant) -> anyhow::Result<Vec<u8>>>;
 
 impl Engine {
     /// A new stack, held.
@@ -123,7 +130,9 @@ impl Engine {
     pub(crate) fn attach(&mut self, link: Link) -> anyhow::Result<()> {
         self.medium_of(link.name())?;
         let id = self.stack.link(link.name()).context("a configured link has an id")?;
+        self.stack.set_link_offloads(id, link.offloads());
         self.links.push((id, link));
+        self.ready.push(true);
         Ok(())
     }
 
@@ -146,6 +155,19 @@ impl Engine {
         Ok(link.medium)
     }
 
+    /// The hardware address of the stack's link of that name, if it is an Ethernet link.
+    pub(crate) fn mac_of(&self, name: &str) -> Option<MacAddr> {
+        match self.medium_of(name) {
+            Ok(Medium::Ethernet { mac }) => Some(mac),
+            _ => None,
+        }
+    }
+
+    /// Whether somebody is at the other end of a link.
+    pub(crate) fn is_up(&self, name: &str) -> bool {
+        self.links().any(|link| link.name() == name && link.is_up())
+    }
+
     /// Every link of the stack has a device.
     pub(crate) fn check_links(&self) -> anyhow::Result<()> {
         for link in self.stack.links() {
@@ -157,6 +179,20 @@ impl Engine {
 
     pub(crate) fn links(&self) -> impl Iterator<Item = &Link> {
         self.links.iter().map(|(_, link)| link)
+    }
+
+    /// Says which links have something to read, in their order; all, unless this is called before a turn.
+    pub(crate) fn set_ready(&mut self, ready: impl IntoIterator<Item = bool>) {
+        for (known, ready) in self.ready.iter_mut().zip(ready) {
+            *known = ready;
+        }
+    }
+
+    /// Looks at a link of which something else was told than frames.
+    pub(crate) fn look_at_error(&mut self, index: usize) {
+        if let Some((_, link)) = self.links.get_mut(index) {
+            link.look_at_error();
+        }
     }
 
     pub(crate) fn state(&self) -> RunState {
@@ -178,26 +214,26 @@ impl Engine {
         self.state = RunState::Running;
     }
 
-    /// One turn of the packet loop: a burst from every link, then what is due. True if a link may have more.
+    /// One turn of the packet loop: some bursts from every link that is ready, then what is due. True if a link may have
+    /// more.
     pub(crate) fn turn(&mut self) -> bool {
         if self.state == RunState::Held {
             return false;
         }
         let mut more = false;
         let now = self.clock.now();
+        self.flush();
         for index in 0..self.links.len() {
-            if let Some((_, link)) = self.links.get_mut(index) {
-                link.flush();
-            }
-            for taken in 1..=BURST {
-                let Some((id, datagram)) =
-                    self.links.get_mut(index).and_then(|(id, link)| Some((*id, link.receive()?)))
-                else {
-                    break;
-                };
-                self.stack.ingress(id, datagram, now);
+            let is_ready = self.ready.get_mut(index).is_some_and(|ready| std::mem::replace(ready, true));
+            for round in 1..=ROUNDS {
+                let Some((id, link)) = self.links.get_mut(index).filter(|_| is_ready) else { break };
+                let left = link.receive_burst(&mut self.burst, &mut self.buffers);
+                self.stack.ingress_burst(*id, self.burst.drain(..), now);
                 self.emit();
-                more |= taken == BURST;
+                if !left {
+                    break;
+                }
+                more |= round == ROUNDS;
             }
         }
         self.stack.poll(now);
@@ -235,6 +271,9 @@ impl Engine {
         Self {
             stack,
             links: Vec::new(),
+            ready: Vec::new(),
+            burst: Vec::new(),
+            buffers: Buffers::default(),
             clock,
             state: RunState::Held,
             entropy,
@@ -246,10 +285,21 @@ impl Engine {
     }
 
     fn emit(&mut self) {
+        let mut sent = false;
         while let Some(out) = self.stack.egress() {
             if let Some((_, link)) = self.links.iter_mut().find(|(id, _)| *id == out.link) {
-                link.send(out.datagram);
+                link.queue(out.datagram, out.offload, &mut self.buffers);
+                sent = true;
             }
+        }
+        if sent {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        for (_, link) in &mut self.links {
+            link.flush_into(&mut self.buffers);
         }
     }
 
@@ -355,7 +405,7 @@ impl Engine {
     fn image(&self, generation: GenerationId, now: Instant) -> anyhow::Result<Vec<u8>> {
         let image = self.stack.save(generation, now)?;
         match &self.application {
-            Some(state) => application::with_section(&image, &state()?),
+            Some(state) => application::with_section(&image, &state(now)?),
             None => Ok(image),
         }
     }
@@ -414,5 +464,5 @@ fn held_clock() -> StackClock {
 
 /// The name of the key that is planted to test the search for keys.
 const PLANTED: &str = "planted";
-/// Datagrams read from one link before the other has its turn.
-const BURST: usize = 64;
+/// Bursts read from one link before the other has its turn.
+const ROUNDS: usize = 2;

@@ -5,6 +5,7 @@
 //! `image` what a save writes, `rebuild` the way back.
 
 mod admit;
+mod aged;
 mod api;
 mod connection;
 mod cookie;
@@ -31,6 +32,7 @@ use smoltcp::socket::tcp::State;
 use smoltcp::wire::IpListenEndpoint;
 
 pub(crate) use self::admit::Asked;
+pub(crate) use self::aged::Removed;
 pub use self::api::StreamState;
 use self::connection::{Connection, Owner};
 use self::cookie::Cookies;
