@@ -1,10 +1,6 @@
 //! How fast the flow table is: beside the maps a program could use in its place, and beside what the machine can do at all.
 
-#![expect(
-    clippy::disallowed_methods,
-    clippy::disallowed_types,
-    reason = "a benchmark reads clocks, and the peers are the maps that the libraries may not use"
-)]
+#![expect(clippy::disallowed_types, reason = "the peers are the maps that the libraries may not use")]
 
 mod figures;
 mod limits;
