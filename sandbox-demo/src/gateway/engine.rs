@@ -267,7 +267,8 @@ impl Engine {
         Answer::Now(result.map_err(|error| format!("{error:#}")))
     }
 
-    fn held(stack: Stack, clock: StackClock, entropy: Entropy, restored: Option<RestoreSummary>) -> Self {
+    fn held(mut stack: Stack, clock: StackClock, entropy: Entropy, restored: Option<RestoreSummary>) -> Self {
+        stack.set_expiry_budget(EXPIRY_BUDGET);
         Self {
             stack,
             links: Vec::new(),
@@ -466,3 +467,6 @@ fn held_clock() -> StackClock {
 const PLANTED: &str = "planted";
 /// Bursts read from one link before the other has its turn.
 const ROUNDS: usize = 2;
+
+/// Flows that run out which one poll collects: packets wait for it some tens of microseconds.
+const EXPIRY_BUDGET: usize = 64;
