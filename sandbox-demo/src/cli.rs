@@ -1,5 +1,7 @@
 //! The command line.
 
+mod gateway;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,11 +13,13 @@ use clap::Parser;
 use clap::Subcommand;
 use hibernet_netstack::Cidr;
 
+use self::gateway::GatewayArgs;
 use crate::commands;
 use crate::demo;
 use crate::demo::LinkChoice;
-use crate::gateway;
 use crate::gateway::Start;
+use crate::gateway::run;
+use crate::gateway::serve_guest;
 use crate::link::LinkSpec;
 use crate::netns;
 use crate::peers;
@@ -77,6 +81,13 @@ enum Command {
     /// --restore goes on with them under new keys. Clients notice a pause.
     #[command(after_long_help = SERVE_EXAMPLE)]
     Serve(ServeArgs),
+    /// Run the network of one guest, such as a virtual machine of QEMU, without privileges.
+    ///
+    /// The guest's network card is a unix socket. The gateway gives the guest an address by DHCP, forwards its DNS questions,
+    /// answers ARP, neighbour discovery and pings, takes connections to the host in to it, and with an uplink lets it out. All
+    /// of it is saved with `sandbox-demo save` and goes on in another process. What the guest may not do is refused at once.
+    #[command(after_long_help = gateway::EXAMPLE)]
+    Gateway(GatewayArgs),
     /// Save a running gateway or server to a file.
     ///
     /// The file appears whole or not at all, readable by its owner only. It holds flows, NAT bindings, rules and users'
@@ -289,6 +300,7 @@ impl Cli {
                 at.run(&start.ok_or_else(|| anyhow::anyhow!("give --config or --restore"))?, json)?;
             }
             Command::Serve(args) => serve::serve(args.options(json)?)?,
+            Command::Gateway(args) => serve_guest(args.options(json))?,
             Command::Restore { image, at } => at.run(&Start::Restored(image), json)?,
             Command::Save { image, hold, control } => commands::save(&control.socket, &image, hold, json)?,
             Command::Resume { control } => commands::resume(&control.socket, json)?,
@@ -311,7 +323,7 @@ impl RunPlace {
         }
         self.offload.check(&self.links)?;
         let links: Vec<LinkSpec> = self.links.iter().cloned().map(|link| self.offload.chosen(link)).collect();
-        gateway::run(start, &links, &self.control.socket, self.hold, json)
+        run(start, &links, &self.control.socket, self.hold, json)
     }
 }
 

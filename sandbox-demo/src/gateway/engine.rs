@@ -10,6 +10,7 @@ use hibernet_conntrack::CanaryScan;
 use hibernet_netstack::Decoded;
 use hibernet_netstack::Ingress;
 use hibernet_netstack::LinkId;
+use hibernet_netstack::MacAddr;
 use hibernet_netstack::Medium;
 use hibernet_netstack::NeighbourEntry;
 use hibernet_netstack::RestorePolicy;
@@ -67,7 +68,7 @@ pub(crate) struct Engine {
 }
 
 /// What an application inside the stack wants to have saved with it, as it is at that moment.
-pub(crate) type Application = Box<dyn Fn() -> anyhow::Result<Vec<u8>>>;
+pub(crate) type Application = Box<dyn Fn(Instant) -> anyhow::Result<Vec<u8>>>;
 
 impl Engine {
     /// A new stack, held.
@@ -135,6 +136,19 @@ impl Engine {
             format!("the stack has no link {name}; it has {}", known.join(", "))
         })?;
         Ok(link.medium)
+    }
+
+    /// The hardware address of the stack's link of that name, if it is an Ethernet link.
+    pub(crate) fn mac_of(&self, name: &str) -> Option<MacAddr> {
+        match self.medium_of(name) {
+            Ok(Medium::Ethernet { mac }) => Some(mac),
+            _ => None,
+        }
+    }
+
+    /// Whether somebody is at the other end of a link.
+    pub(crate) fn is_up(&self, name: &str) -> bool {
+        self.links().any(|link| link.name() == name && link.is_up())
     }
 
     /// Every link of the stack has a device.
@@ -367,7 +381,7 @@ impl Engine {
     fn image(&self, generation: GenerationId, now: Instant) -> anyhow::Result<Vec<u8>> {
         let image = self.stack.save(generation, now)?;
         match &self.application {
-            Some(state) => application::with_section(&image, &state()?),
+            Some(state) => application::with_section(&image, &state(now)?),
             None => Ok(image),
         }
     }

@@ -22,6 +22,7 @@ use hibernet_netstack::Medium;
 use hibernet_netstack::Offload;
 use rustix::io::Errno;
 use serde::Serialize;
+use serde::Serializer;
 
 pub(crate) use self::buffers::Buffers;
 use self::memory::MemoryLink;
@@ -31,6 +32,7 @@ use self::tun::TunLink;
 pub(crate) use self::tun::make_tun;
 use self::unix_datagram::DatagramLink;
 use self::unix_stream::StreamLink;
+use crate::gateway::MediumName;
 use crate::netlink::Netlink;
 use crate::netns;
 
@@ -357,6 +359,11 @@ impl LinkSpec {
         matches!(self.kind, LinkKind::Tap)
     }
 
+    /// What such a device carries unless it is told: datagrams through a TUN device, frames through all others.
+    pub(crate) const fn usual_medium(&self) -> MediumName {
+        if matches!(self.kind, LinkKind::Tun) { MediumName::Ip } else { MediumName::Ethernet }
+    }
+
     fn socket(&self) -> anyhow::Result<&SocketPaths> {
         self.socket.as_ref().context("a link over a socket has a path")
     }
@@ -437,6 +444,12 @@ impl FromStr for LinkSpec {
             socket: Some(SocketPaths { own: PathBuf::from(own), peer }),
             offload: false,
         })
+    }
+}
+
+impl Serialize for LinkSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use hibernet_conntrack::{Config as ConntrackConfig, Sysctls};
 use hibernet_netstack::{
-    Cidr, Decoded, LinkConfig, LinkId, Medium, RestorePolicy, Route, Ruleset, Stack, StackConfig, StreamOutcome,
+    Cidr, Decoded, Ingress, LinkConfig, LinkId, Medium, RestorePolicy, Route, Ruleset, Stack, StackConfig, StreamOutcome,
     Supplied,
 };
 use hibernet_snapshot::file::{OsFilesystem, write_atomic};
