@@ -278,7 +278,8 @@ impl Link {
                 }
             };
             debug_assert!(sent <= done && done > 0);
-            for (frame, _) in self.waiting.drain(..done) {
+            for _ in 0..done {
+                let Some((frame, _)) = self.waiting.pop_front() else { break };
                 self.waiting_bytes -= frame.len();
                 buffers.give(frame);
             }

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use hibernet_conntrack::{Config as ConntrackConfig, Sysctls};
 use hibernet_netstack::{
-    Cidr, Decoded, Ingress, LinkConfig, LinkId, Medium, RestorePolicy, Route, Ruleset, Stack, StackConfig, StreamOutcome,
-    Supplied,
+    Cidr, Decoded, Ingress, LinkConfig, LinkId, Medium, RestorePolicy, Route, Ruleset, Stack, StackConfig,
+    StreamOutcome, Supplied,
 };
 use hibernet_snapshot::file::{OsFilesystem, write_atomic};
 use hibernet_snapshot::image::Limits;
