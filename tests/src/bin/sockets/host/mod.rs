@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use hibernet_conntrack::{Config as ConntrackConfig, Sysctls};
 use hibernet_netstack::{
-    Cidr, Decoded, LinkConfig, LinkId, Medium, RestorePolicy, Route, Ruleset, Stack, StackConfig, StreamOutcome,
-    Supplied,
+    Cidr, Decoded, Ingress, LinkConfig, LinkId, Medium, RestorePolicy, Route, Ruleset, Stack, StackConfig,
+    StreamOutcome, Supplied,
 };
 use hibernet_snapshot::file::{OsFilesystem, write_atomic};
 use hibernet_snapshot::image::Limits;
@@ -134,7 +134,7 @@ impl Host {
         self.device.flush();
         let mut now = monotonic();
         for _ in 0..BURST {
-            let Some(frame) = self.device.receive() else { break };
+            let Some(Ingress { frame, .. }) = self.device.receive() else { break };
             self.counts.received += 1;
             for frame in self.sky.pass(Way::Inward, frame) {
                 self.stack.ingress(self.link, frame, now);
@@ -173,7 +173,7 @@ impl Host {
         let mut wait = if self.held { LONGEST_WAIT } else { due };
         if self.program.has_work() && !self.held {
             wait = 0;
-        } else if (self.sky.holds_back() || self.device.is_blocked()) && !self.held {
+        } else if (self.sky.holds_back() || self.device.is_blocked().is_some()) && !self.held {
             wait = wait.min(1_000_000);
         }
         let wait = Timespec { tv_sec: 0, tv_nsec: i64::try_from(wait).unwrap_or(0) };
