@@ -35,6 +35,8 @@ pub struct Packet {
     /// How it came, if reassembly has put it together.
     pub(crate) reassembled: Option<Cuts>,
     offload: Offload,
+    /// Connection tracking has verified its transport checksum.
+    pub(crate) checked: bool,
 }
 
 /// What a chain or station says of a packet.
@@ -82,7 +84,21 @@ impl Packet {
     /// The copy belongs to the same flow if that is in the table. A new flow stays with the original, and ends with it when
     /// it is dropped; the copy is then exempt from tracking.
     pub fn duplicate(&self) -> Self {
-        let Self { frame, at, parsed, attachment, zone, iif, oif, via, link_group, local, reassembled, offload } = self;
+        let Self {
+            frame,
+            at,
+            parsed,
+            attachment,
+            zone,
+            iif,
+            oif,
+            via,
+            link_group,
+            local,
+            reassembled,
+            offload,
+            checked,
+        } = self;
         Self {
             frame: frame.clone(),
             at: *at,
@@ -96,6 +112,7 @@ impl Packet {
             local: *local,
             reassembled: reassembled.clone(),
             offload: *offload,
+            checked: *checked,
         }
     }
 
@@ -115,8 +132,13 @@ impl Packet {
 
     /// Its segments as packets, with complete checksums or, if `partial`, with missing ones; none if it is one segment.
     pub(crate) fn segments(&self, partial: bool) -> Option<Result<Vec<Self>, DropReason>> {
-        let pieces = segments(self.bytes(), &self.parsed, self.offload.segmentation?, partial)?;
+        let pieces = segments(self.bytes(), &self.parsed, self.offload.segmentation?, partial, &[])?;
         Some(pieces.into_iter().map(|(bytes, offload)| self.piece(bytes, offload)).collect())
+    }
+
+    /// Its segments as frames behind `front`, as [`Packet::segments`].
+    pub(crate) fn framed_segments(&self, partial: bool, front: &[u8]) -> Option<Vec<(Vec<u8>, Offload)>> {
+        segments(self.bytes(), &self.parsed, self.offload.segmentation?, partial, front)
     }
 
     /// What is left to do about it.
@@ -293,6 +315,7 @@ impl Packet {
             local,
             reassembled: None,
             offload,
+            checked: false,
         })
     }
 }

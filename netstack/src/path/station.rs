@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use hibernet_conntrack::{Manip, NatRange, Origin, Remark};
+use hibernet_conntrack::{Manip, NatRange, Origin, Remark, proto};
 use hibernet_snapshot::Instant;
 
 use super::Judge;
@@ -42,6 +42,10 @@ impl Stack {
                     };
                     self.events.push(StackEvent::Invalid { reason });
                 }
+                // Of a segment of a flow the checksum has been looked at.
+                let is_tcp = packet.parsed().proto == proto::TCP && packet.parsed().fragment.is_none();
+                let is_read = is_tcp && origin == Origin::Link && self.conntrack.sysctls().checksum;
+                packet.checked = is_read && attachment.direction().is_some();
                 packet.attachment = attachment;
                 Verdict::Accept
             }
