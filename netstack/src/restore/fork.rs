@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use hibernet_conntrack::{Direction, Ending, FlowRecord, ProtocolState, Status, TcpState, TcpTrack, Tuple, proto};
+use hibernet_conntrack::{Direction, Ending, FlowRecord, ProtocolState, Status, TcpState, TcpTrack, Tuple};
 use hibernet_snapshot::Instant;
 
 use super::fork_rules::{ForkAction, ForkRules, Inherited, LoadedForkRules};

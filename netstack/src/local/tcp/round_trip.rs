@@ -50,16 +50,18 @@ impl RoundTrip {
     /// RFC 6298, section 2, rules 2 and 3.
     fn sample(&mut self, sample: Duration) {
         self.estimate = Some(match self.estimate {
-            None => (sample, sample / 2),
+            None => (sample, weighed(Duration::ZERO, 1, sample)),
             Some((smoothed, variation)) => {
-                let error = smoothed.abs_diff(sample);
-                (
-                    (smoothed.saturating_mul(7).saturating_add(sample)) / 8,
-                    (variation.saturating_mul(3).saturating_add(error)) / 4,
-                )
+                (weighed(smoothed, 7, sample), weighed(variation, 3, smoothed.abs_diff(sample)))
             }
         });
     }
+}
+
+/// The mean of `weight` times the old and once the new.
+fn weighed(old: Duration, weight: u32, new: Duration) -> Duration {
+    let sum = old.saturating_mul(weight).saturating_add(new);
+    sum.checked_div(weight.saturating_add(1)).unwrap_or_default()
 }
 
 /// RFC 6298, rule 2.1.
