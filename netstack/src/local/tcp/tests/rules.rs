@@ -332,7 +332,7 @@ fn an_unreachable_peer_ends_a_connection_that_is_being_opened_and_explains_the_t
 
     let now = Instant::from_secs(50);
     for v6 in [false, true] {
-        let by: std::net::IpAddr = if v6 { "fd00::9" } else { "10.0.0.9" }.parse().unwrap();
+        let by: IpAddr = if v6 { "fd00::9" } else { "10.0.0.9" }.parse().unwrap();
         let [net, host, port] = if v6 { [(1, 0), (1, 3), (1, 4)] } else { [(3, 0), (3, 1), (3, 3)] };
         let expected =
             [(net, Errno::NetworkUnreachable), (host, Errno::HostUnreachable), (port, Errno::ConnectionRefused)];
