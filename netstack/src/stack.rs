@@ -8,15 +8,15 @@ use thiserror::Error;
 
 use crate::device::Sink;
 use crate::drop_reason::DropReason;
-use crate::ethernet::Neighbours;
+use crate::ethernet::{HEADER as ETHERNET_HEADER, Neighbours};
 use crate::event::{EventQueue, StackEvent};
 use crate::fragments::{Defragmenter, FragmentLimits};
 use crate::hook::HookRow;
-use crate::link::{LinkConfig, LinkId, Links, MAX_LINKS, sound};
+use crate::link::{LinkConfig, LinkId, Links, MAX_LINKS, Medium, sound};
 use crate::local::{Local, LocalLimits, LocalServices, ports_are_real};
-use crate::offload::{Ingress, LinkOffloads, Offload};
+use crate::offload::{Coalesced, Ingress, LinkOffloads, Merged, Offload};
 use crate::packet::Packet;
-use crate::route::{Route, RouteError, RouteTable};
+use crate::route::{Route, RouteError, RouteTable, is_own};
 use crate::rules::{Rule, Rules, Ruleset, RulesetError};
 use crate::stats::{Stats, count};
 
@@ -211,7 +211,7 @@ impl Stack {
         self.routes = RouteTable::new(&links, self.routes.given().to_vec())?;
         self.links = links;
         for cidr in before {
-            if !crate::route::is_own(&self.links, cidr.addr()) {
+            if !is_own(&self.links, cidr.addr()) {
                 self.conntrack.address_removed(cidr.addr(), now);
             }
         }
@@ -227,14 +227,32 @@ impl Stack {
 
     /// The same for what a link has received at once, in order, with what it says of each.
     pub fn ingress_burst(&mut self, link: LinkId, burst: impl IntoIterator<Item = Ingress>, now: Instant) {
-        for Ingress { frame, offload } in burst {
-            self.tell(now);
-            self.expire_fragments(now);
-            self.attend_neighbours(now);
-            count(&mut self.stats.received);
-            self.accept_from_link(link, frame, offload, now);
-            self.settle(now);
+        let mut burst = burst.into_iter();
+        if !self.links.coalesces(link) {
+            return burst.for_each(|ingress| self.ingress_one(link, ingress, now));
         }
+        let at = self.links.link(link).map_or(0, |link| if link.medium == Medium::Ip { 0 } else { ETHERNET_HEADER });
+        let mut burst = Coalesced::new(&mut burst);
+        while let Some(Merged { ingress, frames }) = burst.next(at, |addr| is_own(&self.links, addr)) {
+            self.ingress_one(link, ingress, now);
+            self.stats.received = self.stats.received.saturating_add(frames.saturating_sub(1));
+        }
+    }
+
+    fn ingress_one(&mut self, link: LinkId, Ingress { frame, offload }: Ingress, now: Instant) {
+        self.tell(now);
+        self.expire_fragments(now);
+        self.attend_neighbours(now);
+        count(&mut self.stats.received);
+        self.accept_from_link(link, frame, offload, now);
+        self.settle(now);
+    }
+
+    /// Has TCP segments of a burst put together that are for this host and follow on each other, before any hook sees them
+    /// ("generic receive offload"). Rules and connection tracking then count one packet, as the kernel's do. At first, and
+    /// after a restore, they are not.
+    pub fn set_link_coalescing(&mut self, link: LinkId, coalesces: bool) {
+        self.links.set_coalescing(link, coalesces);
     }
 
     /// Says what the device behind a link takes, of what can be left undone: at first, and after a restore, nothing. Says
@@ -481,6 +499,12 @@ pub enum Errno {
     HostDown,
     /// `ENONET`.
     NotOnNetwork,
+    /// `ECONNRESET`.
+    ConnectionReset,
+    /// `ETIMEDOUT`.
+    TimedOut,
+    /// `EPIPE`.
+    BrokenPipe,
 }
 
 impl Errno {
@@ -502,6 +526,9 @@ impl Errno {
             Self::ProtocolNotAvailable => "ENOPROTOOPT",
             Self::HostDown => "EHOSTDOWN",
             Self::NotOnNetwork => "ENONET",
+            Self::ConnectionReset => "ECONNRESET",
+            Self::TimedOut => "ETIMEDOUT",
+            Self::BrokenPipe => "EPIPE",
         }
     }
 }

@@ -241,7 +241,7 @@ struct ServeArgs {
     #[arg(long = "addr", value_name = "CIDR", group = "stack", conflicts_with = "restore")]
     addrs: Vec<Cidr>,
     /// Start from this image; addresses, ports and open connections come with it.
-    #[arg(long, value_name = "IMAGE", group = "stack", conflicts_with_all = ["via", "mtu", "http", "echo"])]
+    #[arg(long, value_name = "IMAGE", group = "stack", conflicts_with_all = ["via", "mtu", "http", "echo", "discard", "chargen", "buffer"])]
     restore: Option<PathBuf>,
     /// The router beyond the server's own networks. Give it once per family.
     #[arg(long, value_name = "ADDRESS")]
@@ -255,6 +255,18 @@ struct ServeArgs {
     /// Port of the echo server, TCP and UDP (RFC 862).
     #[arg(long, value_name = "PORT", default_value_t = 7)]
     echo: u16,
+    /// Port of a server that takes everything and says nothing (RFC 863). None unless given.
+    #[arg(long, value_name = "PORT")]
+    discard: Option<u16>,
+    /// Port of a server that sends characters without end (RFC 864). None unless given.
+    #[arg(long, value_name = "PORT")]
+    chargen: Option<u16>,
+    /// Size of each stream's two buffers, a power of two from 2048 to 67108864: they take memory as they are used.
+    #[arg(long, value_name = "BYTES", default_value_t = 65_536)]
+    buffer: u32,
+    /// Whether the device's kernel leaves checksums and segmentation to the stack, and the stack to it: `on` or `off`.
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    offload: OffloadChoice,
     /// The directory whose files are handed out.
     #[arg(long, value_name = "DIRECTORY", default_value = ".")]
     root: PathBuf,
@@ -405,12 +417,13 @@ impl RunPlace {
 
 impl ServeArgs {
     fn options(self, json: bool) -> anyhow::Result<ServeOptions> {
-        let Self { link, addrs, restore, via, mtu, http, echo, root, max_connections, offload, hold, control } = self;
+        let Self { link, addrs, restore, via, mtu, http, echo, discard, chargen, buffer, offload, .. } = self;
         offload.check(std::slice::from_ref(&link))?;
         let link = offload.chosen(link);
+        let (root, max_connections, hold, control) = (self.root, self.max_connections, self.hold, self.control);
         let start = match restore {
             Some(image) => ServeStart::Restored(image),
-            None => ServeStart::Fresh(Place { addrs, via, mtu, http, echo }),
+            None => ServeStart::Fresh(Place { addrs, via, mtu, http, echo, discard, chargen, buffer }),
         };
         Ok(ServeOptions { start, link, root, most: max_connections, control: control.socket, hold, json })
     }
