@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use hibernet_conntrack::{Attachment, Parsed, Zone, parse, proto};
+use hibernet_conntrack::{Ahead, Attachment, Parsed, Zone, parse, proto};
 
 use crate::drop_reason::DropReason;
 use crate::event::PacketEnds;
@@ -40,6 +40,8 @@ pub struct Packet {
     offload: Offload,
     /// Connection tracking has verified its transport checksum.
     pub(crate) checked: bool,
+    /// What the first stages of its burst found out for `track`.
+    pub(crate) ahead: Ahead,
 }
 
 /// What a chain or station says of a packet.
@@ -72,9 +74,19 @@ impl Packet {
         Self::new(bytes, 0, Offload::NONE, Some(link), false)
     }
 
-    /// A datagram that came in on a link behind `at` bytes of the link's, with what the link says of both.
-    pub(crate) fn received_in(link: LinkId, frame: Vec<u8>, at: usize, offload: Offload) -> Result<Self, DropReason> {
-        Self::new(frame, at, offload, Some(link), false)
+    /// A datagram that came in on a link behind `at` bytes of the link's, with what the link says of both; `read` if its
+    /// header was read already.
+    pub(crate) fn received_in(
+        link: LinkId,
+        frame: Vec<u8>,
+        at: usize,
+        offload: Offload,
+        read: Option<Parsed>,
+    ) -> Result<Self, DropReason> {
+        match read {
+            Some(parsed) => Self::with_header(frame, at, parsed, offload, Some(link), false),
+            None => Self::new(frame, at, offload, Some(link), false),
+        }
     }
 
     /// A datagram this host makes.
@@ -102,6 +114,7 @@ impl Packet {
             reassembled,
             offload,
             checked,
+            ahead,
         } = self;
         Self {
             frame: frame.clone(),
@@ -118,6 +131,7 @@ impl Packet {
             reassembled: reassembled.clone(),
             offload: *offload,
             checked: *checked,
+            ahead: *ahead,
         }
     }
 
@@ -219,6 +233,11 @@ impl Packet {
         (self.frame.get_mut(self.at..).unwrap_or_default(), &mut self.attachment)
     }
 
+    /// The bytes to be translated, with what their header says and whose they are.
+    pub(crate) fn translatable(&mut self) -> (&mut [u8], &Parsed, &Attachment) {
+        (self.frame.get_mut(self.at..).unwrap_or_default(), &self.parsed, &self.attachment)
+    }
+
     /// Reads the addresses again after a translation. Offsets do not change by one.
     pub(crate) fn readdress(&mut self) {
         if let Some((src, dst)) = addresses(self.bytes()) {
@@ -299,14 +318,19 @@ impl Packet {
         }
     }
 
-    fn new(
+    fn new(frame: Vec<u8>, at: usize, offload: Offload, iif: Option<LinkId>, local: bool) -> Result<Self, DropReason> {
+        let parsed = parse(frame.get(at..).unwrap_or_default()).map_err(DropReason::from)?;
+        Self::with_header(frame, at, parsed, offload, iif, local)
+    }
+
+    fn with_header(
         mut frame: Vec<u8>,
         at: usize,
+        parsed: Parsed,
         offload: Offload,
         iif: Option<LinkId>,
         local: bool,
     ) -> Result<Self, DropReason> {
-        let parsed = parse(frame.get(at..).unwrap_or_default()).map_err(DropReason::from)?;
         // What a link padded the datagram with is no part of it.
         frame.truncate(at.saturating_add(parsed.end));
         let offload = match offload {
@@ -328,6 +352,7 @@ impl Packet {
             reassembled: None,
             offload,
             checked: false,
+            ahead: Ahead::default(),
         })
     }
 }

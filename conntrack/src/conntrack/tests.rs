@@ -10,8 +10,8 @@ use crate::nat::{Manip, NatRange};
 use crate::table::hash_tuple;
 
 const FIN: u8 = 1;
-const SYN: u8 = 2;
-const ACK: u8 = 16;
+pub(crate) const SYN: u8 = 2;
+pub(crate) const ACK: u8 = 16;
 pub(crate) const START: Instant = Instant::from_secs(1000);
 pub(crate) const CLIENT: &str = "10.0.0.2";
 pub(crate) const SERVER: &str = "198.51.100.10";
@@ -49,7 +49,7 @@ pub(crate) fn udp(src: &str, sport: u16, dst: &str, dport: u16) -> Vec<u8> {
     datagram(proto::UDP, src, dst, &l4)
 }
 
-fn tcp(src: &str, sport: u16, dst: &str, dport: u16, flags: u8, seq: u32, ack: u32) -> Vec<u8> {
+pub(crate) fn tcp(src: &str, sport: u16, dst: &str, dport: u16, flags: u8, seq: u32, ack: u32) -> Vec<u8> {
     let mut l4 = [sport.to_be_bytes(), dport.to_be_bytes()].concat();
     l4.extend(seq.to_be_bytes());
     l4.extend(ack.to_be_bytes());
@@ -57,7 +57,7 @@ fn tcp(src: &str, sport: u16, dst: &str, dport: u16, flags: u8, seq: u32, ack: u
     datagram(proto::TCP, src, dst, &l4)
 }
 
-fn conntrack(capacity: u32, seed: u64) -> Conntrack {
+pub(crate) fn conntrack(capacity: u32, seed: u64) -> Conntrack {
     let mut config = Config { capacity, early_drop: EarlyDrop::Off, ..Config::default() };
     config.sysctls.set("nf_conntrack_checksum", "0").unwrap();
     config.sysctls.set("nf_conntrack_acct", "1").unwrap();

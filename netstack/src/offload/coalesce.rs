@@ -30,6 +30,12 @@ impl<I: Iterator<Item = Ingress>> Coalesced<I> {
         Self { frames, next: None }
     }
 
+    /// The next frame as it came.
+    pub(crate) fn next_alone(&mut self) -> Option<Merged> {
+        let ingress = self.next.take().or_else(|| self.frames.next())?;
+        Some(Merged { ingress, frames: 1 })
+    }
+
     /// The next packet of the burst. `at`: where in their frames the datagrams begin.
     pub(crate) fn next(&mut self, at: usize, is_own: impl FnOnce(IpAddr) -> bool) -> Option<Merged> {
         let first = self.next.take().or_else(|| self.frames.next())?;
