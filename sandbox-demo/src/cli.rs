@@ -4,17 +4,25 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::ArgGroup;
 use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
 use hibernet_netstack::Cidr;
+use hibernet_netstack::ForkAction;
+use hibernet_netstack::ForkRule;
+use hibernet_netstack::ForkRules;
 
 use crate::commands;
 use crate::demo;
 use crate::demo::LinkChoice;
 use crate::gateway;
+use crate::gateway::CloneKind;
+use crate::gateway::RestoreRequest;
+use crate::gateway::Span;
 use crate::gateway::Start;
+use crate::gateway::TimeChoice;
 use crate::link::LinkSpec;
 use crate::netns;
 use crate::peers;
@@ -22,6 +30,8 @@ use crate::serve;
 use crate::serve::Place;
 use crate::serve::ServeOptions;
 use crate::serve::ServeStart;
+use crate::vm::RestoreVm;
+use crate::vm::SaveVm;
 
 /// Runs the program: 0 if all went well, 1 if something failed, 2 if the command line made no sense.
 pub(crate) fn main() -> ExitCode {
@@ -98,7 +108,32 @@ enum Command {
         /// The image to start from.
         image: PathBuf,
         #[command(flatten)]
+        how: RestoreArgs,
+        #[command(flatten)]
         at: RunPlace,
+    },
+    /// Let a gateway take in what waits on its links, and stand still.
+    ///
+    /// To checkpoint a guest: stop the guest, pause the gateway, save it, then save the guest. `vm save` does all of it.
+    Pause {
+        #[command(flatten)]
+        control: Control,
+    },
+    /// Print what a gateway is doing, and how it came out of its image.
+    Status {
+        #[command(flatten)]
+        control: Control,
+    },
+    /// Put an image in place of a paused gateway's stack, on the same links.
+    ///
+    /// A refused image changes nothing. The gateway stays paused until `resume`.
+    Load {
+        /// The image.
+        image: PathBuf,
+        #[command(flatten)]
+        how: RestoreArgs,
+        #[command(flatten)]
+        control: Control,
     },
     /// Let a gateway go on that was started or saved with --hold.
     Resume {
@@ -125,6 +160,9 @@ enum Command {
         #[command(flatten)]
         control: Control,
     },
+    /// Checkpoint a QEMU virtual machine together with its network, and bring it back.
+    #[command(subcommand)]
+    Vm(VmCommand),
     /// Print what an image holds: its header, sections and counts.
     Inspect {
         /// The image.
@@ -146,6 +184,49 @@ enum Command {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum VmCommand {
+    /// Stop a machine, save it and its gateway to a directory, and end both.
+    ///
+    /// The machine is stopped first; then the gateway takes in what the machine had sent and is saved; then QEMU writes the
+    /// machine's state. The directory appears whole or not at all. If anything fails, machine and gateway go on.
+    #[command(after_long_help = VM_EXAMPLE)]
+    Save {
+        /// The directory to make: vm.state, net.hib and checkpoint.json.
+        directory: PathBuf,
+        /// Let machine and gateway go on; the checkpoint is a copy of the past. To run both, restore it with --fork.
+        #[arg(long)]
+        keep_running: bool,
+        /// The machine's monitor (`-qmp unix:SOCKET,server=on,wait=off`).
+        #[arg(long, value_name = "SOCKET", default_value = "qmp.sock")]
+        qmp: PathBuf,
+        #[command(flatten)]
+        control: Control,
+    },
+    /// Restore a machine and its gateway from a directory, and stay until the machine ends.
+    ///
+    /// The gateway is restored and listens first, then QEMU reads the machine's state, then both go on. Behind `--` stands
+    /// QEMU's command line as it was at the first start, but for -S, -qmp and -incoming, which are added.
+    #[command(after_long_help = VM_EXAMPLE)]
+    Restore {
+        /// The directory that `vm save` has made.
+        directory: PathBuf,
+        /// As for `run`. Give it once per link.
+        #[arg(long = "link", value_name = "DEVICE", required = true)]
+        links: Vec<LinkSpec>,
+        #[command(flatten)]
+        how: RestoreArgs,
+        /// Where the machine's monitor will listen.
+        #[arg(long, value_name = "SOCKET", default_value = "qmp.sock")]
+        qmp: PathBuf,
+        #[command(flatten)]
+        control: Control,
+        /// QEMU's command line.
+        #[arg(last = true, required = true, value_name = "QEMU")]
+        qemu: Vec<String>,
+    },
+}
+
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("start").required(true))]
 struct RunArgs {
@@ -156,7 +237,40 @@ struct RunArgs {
     #[arg(long, value_name = "IMAGE", group = "start")]
     restore: Option<PathBuf>,
     #[command(flatten)]
+    how: RestoreArgs,
+    #[command(flatten)]
     at: RunPlace,
+}
+
+/// How an image comes back.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Restoring")]
+struct RestoreArgs {
+    /// The saved gateway may still live: of its flows only those go on here that a rule keeps. Others end, and only the guest is
+    /// told.
+    #[arg(long)]
+    fork: bool,
+    /// A rule of the fork, `ACTION KEY=VALUE ..`, such as 'keep proto=tcp dport=22'. ACTION is keep, reset or drop; keys are
+    /// proto, saddr, daddr, sport, dport, state, zone, mark, direction (outbound, inbound, internal, transit), iif and oif. The
+    /// first rule that matches decides. Give it once per rule; these come before those of --fork-rules.
+    #[arg(long = "fork-rule", value_name = "RULE", requires = "fork")]
+    fork_rules: Vec<ForkRule>,
+    /// A file of rules: a JSON list of {"match": {..}, "action": ".."}, or {"rules": [..], "default": ".."}.
+    #[arg(long = "fork-rules", value_name = "FILE", requires = "fork")]
+    fork_file: Option<PathBuf>,
+    /// What becomes of flows to the outside that no rule matches: reset (if nothing else is said), keep or drop.
+    #[arg(long, value_name = "ACTION", requires = "fork")]
+    fork_default: Option<ForkAction>,
+    /// A link that leads to the guest; the others lead outside. Give it once per link.
+    #[arg(long, value_name = "LINK")]
+    inside: Vec<String>,
+    /// What the time since the save counts for: freeze (nothing), elapse (all of it), or cap=TIME (at most so much), such as
+    /// cap=1h. Whatever faces an inside link stands still.
+    #[arg(long, value_name = "POLICY", default_value = "freeze")]
+    time: TimeChoice,
+    /// How long ago the image was saved (90s, 15m, 1h, 2d), if the system's clock cannot say.
+    #[arg(long, value_name = "TIME")]
+    elapsed: Option<Span>,
 }
 
 #[derive(Debug, Args)]
@@ -227,23 +341,100 @@ impl Cli {
         let json = self.json;
         match self.command.unwrap_or(Command::Demo { links: None }) {
             Command::Demo { links } => return demo::demo(links, json),
-            Command::Run(RunArgs { config, restore, at }) => {
-                let start = config.map(Start::Fresh).or(restore.map(Start::Restored));
-                at.run(&start.ok_or_else(|| anyhow::anyhow!("give --config or --restore"))?, json)?;
+            Command::Run(RunArgs { config, restore, how, at }) => {
+                let start = match (config, restore) {
+                    (Some(config), _) => {
+                        how.expect_none()?;
+                        Start::Fresh(config)
+                    }
+                    (None, Some(image)) => Start::Restored(Box::new(how.request(image)?)),
+                    (None, None) => anyhow::bail!("give --config or --restore"),
+                };
+                at.run(&start, json)?;
             }
             Command::Serve(args) => serve::serve(args.options(json))?,
-            Command::Restore { image, at } => at.run(&Start::Restored(image), json)?,
+            Command::Restore { image, how, at } => at.run(&Start::Restored(Box::new(how.request(image)?)), json)?,
+            Command::Pause { control } => commands::pause(&control.socket, json)?,
+            Command::Status { control } => commands::status(&control.socket, json)?,
+            Command::Load { image, how, control } => commands::load(&control.socket, how.request(image)?, json)?,
             Command::Save { image, hold, control } => commands::save(&control.socket, &image, hold, json)?,
             Command::Resume { control } => commands::resume(&control.socket, json)?,
             Command::List { control } => commands::list(&control.socket, json)?,
             Command::Neighbours { control } => commands::neighbours(&control.socket, json)?,
             Command::Hooks { control } => commands::hooks(&control.socket, json)?,
             Command::Stats { control } => commands::stats(&control.socket, json)?,
+            Command::Vm(command) => return command.run(json),
             Command::Inspect { image } => commands::inspect(&image, json)?,
             Command::Diff { before, after } => commands::diff(&before, &after, json)?,
             Command::Peer { parent } => peers::serve(parent)?,
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl VmCommand {
+    fn run(self, json: bool) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Save { directory, keep_running, qmp, control } => {
+                SaveVm { directory, qmp, control: control.socket, keep_running, json }.run()?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Restore { directory, links, how, qmp, control, qemu } => {
+                let mut gateway = how.arguments();
+                gateway.extend(links.iter().flat_map(|link| ["--link".to_owned(), link.to_string()]));
+                let status = RestoreVm { directory, qmp, control: control.socket, gateway, qemu, json }.run()?;
+                Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            }
+        }
+    }
+}
+
+impl RestoreArgs {
+    /// The same arguments for another process.
+    fn arguments(&self) -> Vec<String> {
+        let Self { fork, fork_rules, fork_file, fork_default, inside, time, elapsed } = self;
+        let mut arguments = vec![format!("--time={time}")];
+        arguments.extend(fork.then(|| "--fork".to_owned()));
+        arguments.extend(fork_rules.iter().map(|rule| format!("--fork-rule={rule}")));
+        arguments.extend(fork_file.iter().map(|file| format!("--fork-rules={}", file.display())));
+        arguments.extend(fork_default.iter().map(|action| format!("--fork-default={action}")));
+        arguments.extend(inside.iter().map(|link| format!("--inside={link}")));
+        arguments.extend(elapsed.iter().map(|elapsed| format!("--elapsed={elapsed}")));
+        arguments
+    }
+
+    /// The request these arguments make.
+    fn request(self, image: PathBuf) -> anyhow::Result<RestoreRequest> {
+        let Self { fork, fork_rules, fork_file, fork_default, inside, time, elapsed } = self;
+        let rules = match fork {
+            false => None,
+            true => {
+                let mut rules = match &fork_file {
+                    None => ForkRules::default(),
+                    Some(file) => {
+                        let text = std::fs::read_to_string(file)
+                            .with_context(|| format!("reading the rules of the fork in {}", file.display()))?;
+                        ForkRules::from_json(&text).with_context(|| format!("the rules in {}", file.display()))?
+                    }
+                };
+                rules.rules.splice(0..0, fork_rules);
+                rules.default = fork_default.unwrap_or(rules.default);
+                Some(rules)
+            }
+        };
+        let kind = if fork { CloneKind::Fork } else { CloneKind::Move };
+        Ok(RestoreRequest { path: image, kind, rules, time, elapsed, inside })
+    }
+
+    /// Refused where there is no image to restore.
+    fn expect_none(&self) -> anyhow::Result<()> {
+        let is_default = !self.fork && self.inside.is_empty() && self.elapsed.is_none();
+        let is_default = is_default && self.time == TimeChoice::default();
+        anyhow::ensure!(
+            is_default,
+            "--fork, --inside, --time and --elapsed are about an image: give them with --restore"
+        );
+        Ok(())
     }
 }
 
@@ -260,7 +451,7 @@ impl ServeArgs {
     fn options(self, json: bool) -> ServeOptions {
         let Self { link, addrs, restore, via, mtu, http, echo, root, max_connections, hold, control } = self;
         let start = match restore {
-            Some(image) => ServeStart::Restored(image),
+            Some(image) => ServeStart::Restored(Box::new(RestoreRequest::moved(image))),
             None => ServeStart::Fresh(Place { addrs, via, mtu, http, echo }),
         };
         ServeOptions { start, link, root, most: max_connections, control: control.socket, hold, json }
@@ -280,6 +471,22 @@ const EXAMPLE: &str = concat!(
      The device should have no IP addresses of its own, and offloads must be off. Rules must let ICMPv6 in (chain input) \
      for neighbour discovery to work, as in nft."
 );
+
+const VM_EXAMPLE: &str = "\
+An example. `gateway.json` has an Ethernet link `guest0`; the gateway listens for QEMU first:
+
+  sandbox-demo run --link stream:guest0@/tmp/net.sock .. --config gateway.json &
+  qemu-system-x86_64 .. -netdev stream,id=n0,server=off,addr.type=unix,addr.path=/tmp/net.sock \\
+    -device virtio-net-pci,netdev=n0 -qmp unix:qmp.sock,server=on,wait=off &
+  sandbox-demo vm save checkpoint1
+  sandbox-demo vm restore checkpoint1 --link stream:guest0@/tmp/net.sock .. -- qemu-system-x86_64 ..
+
+A copy that runs beside the first one gets sockets of its own, and ends what the first one goes on with:
+
+  sandbox-demo vm restore checkpoint1 --fork --inside guest0 --control 2.sock --qmp qmp2.sock \\
+    --link stream:guest0@/tmp/net2.sock .. -- qemu-system-x86_64 .. -device vmgenid,guid=auto
+
+With -device vmgenid,guid=auto the guest's kernel (Linux 5.18 and later) draws its random numbers afresh.";
 
 const SERVE_EXAMPLE: &str = "\
 An example, as root; the client is the kernel of a namespace:
@@ -316,6 +523,35 @@ mod tests {
     fn no_subcommand_means_the_demonstration() {
         let cli = Cli::try_parse_from(["sandbox-demo", "--json"]).expect("a command line");
         assert!(cli.command.is_none() && cli.json);
+    }
+
+    #[test]
+    fn how_an_image_comes_back_is_the_same_for_the_process_that_is_told_to_do_it() {
+        let words = [
+            "--fork",
+            "--fork-rule",
+            "keep proto=tcp dport=22",
+            "--fork-rule=drop state=syn_sent",
+            "--fork-default",
+            "drop",
+            "--inside",
+            "guest0",
+            "--time",
+            "cap=1h",
+            "--elapsed",
+            "2d",
+        ];
+        let parse = |words: &[&str]| {
+            let cli = Cli::try_parse_from([&["sandbox-demo", "restore", "i", "--link", "a0"], words].concat());
+            let Some(Command::Restore { how, .. }) = cli.expect("a command line").command else { panic!("another") };
+            how
+        };
+        let how = parse(&words);
+        let again = how.arguments();
+        let again = parse(&again.iter().map(String::as_str).collect::<Vec<_>>());
+        let request = how.request("i".into()).expect("a request");
+        assert_eq!(again.request("i".into()).expect("a request"), request);
+        assert_eq!(request.rules.expect("rules").rules.len(), 2);
     }
 
     #[test]

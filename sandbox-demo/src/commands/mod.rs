@@ -11,10 +11,13 @@ use serde::Serialize;
 
 pub(crate) use self::ask::hooks;
 pub(crate) use self::ask::list;
+pub(crate) use self::ask::load;
 pub(crate) use self::ask::neighbours;
+pub(crate) use self::ask::pause;
 pub(crate) use self::ask::resume;
 pub(crate) use self::ask::save;
 pub(crate) use self::ask::stats;
+pub(crate) use self::ask::status;
 pub(crate) use self::images::diff;
 pub(crate) use self::images::inspect;
 

@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use super::config::GatewayConfig;
 use super::engine::Engine;
+use super::restoring::RestoreRequest;
 use crate::clock;
 use crate::commands::print;
 use crate::control::ControlServer;
@@ -31,7 +32,7 @@ pub(crate) enum Start {
     /// A new one with an empty table, from a configuration file.
     Fresh(PathBuf),
     /// One restored from an image, which brings its configuration along.
-    Restored(PathBuf),
+    Restored(Box<RestoreRequest>),
 }
 
 /// Runs a gateway until it is told to stop, by SIGINT or SIGTERM.
@@ -45,7 +46,7 @@ pub(crate) fn run(start: &Start, links: &[LinkSpec], control: &Path, hold: bool,
             config.settle_macs(links)?;
             Engine::fresh(&config)?
         }
-        Start::Restored(file) => Engine::restored(file, Supplied::default())?,
+        Start::Restored(request) => Engine::restored(request, Supplied::default())?,
     };
     for spec in links {
         let medium = engine.medium_of(spec.name())?;
@@ -103,7 +104,7 @@ fn wait(engine: &Engine, server: &ControlServer) -> anyhow::Result<()> {
     }
 }
 
-fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
+pub(crate) fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
     let stopped = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stopped)).context("watching for signals")?;
