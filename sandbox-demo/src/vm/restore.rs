@@ -61,7 +61,15 @@ struct Owned(Child);
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended by itself. Asked to end it takes its sockets along.
+        let pid = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw);
+        if let (Ok(None), Some(pid)) = (self.0.try_wait(), pid) {
+            drop(rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+            let begun = clock::monotonic();
+            while matches!(self.0.try_wait(), Ok(None)) && clock::monotonic().saturating_since(begun) < GRACE {
+                sleep(LOOK_AGAIN);
+            }
+        }
         drop(self.0.kill());
         drop(self.0.wait());
     }
@@ -189,5 +197,7 @@ fn wait_for<T>(who: &str, process: &mut Owned, mut attempt: impl FnMut() -> anyh
 }
 
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long a process may take to end when it is asked to.
+const GRACE: Duration = Duration::from_secs(2);
 /// Both are there within a second, on a busy machine within some.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -3,6 +3,7 @@
 use std::fs;
 use std::fs::File;
 use std::io::IsTerminal;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::thread::sleep;
@@ -144,10 +145,15 @@ struct Partial(PathBuf);
 impl Partial {
     fn make(target: &Path) -> anyhow::Result<Self> {
         let parent = target.parent().context("a checkpoint needs a directory to be in")?;
-        let directory = tempfile::Builder::new().prefix(".checkpoint-").tempdir_in(parent).map_err(|error| {
-            let what = format!("cannot write in {}: {error}", parent.display());
-            Fault::new(what, "choose a directory you can write in")
-        })?;
+        let directory = tempfile::Builder::new()
+            .prefix(".checkpoint-")
+            // The machine's memory is in it, and QEMU makes files that everybody may read.
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir_in(parent)
+            .map_err(|error| {
+                let what = format!("cannot write in {}: {error}", parent.display());
+                Fault::new(what, "choose a directory you can write in")
+            })?;
         Ok(Self(directory.keep()))
     }
 
