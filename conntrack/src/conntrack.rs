@@ -191,8 +191,8 @@ impl Conntrack {
         let Attached::Unconfirmed(flow) = &mut attachment.0 else { return Ok(()) };
         self.table.flows_mut().advance(now);
         flow.status |= Status::CONFIRMED;
-        let place = place.filter(|place| self.table.is_current(*place));
-        let inserted = self.table.insert_at(place.unwrap_or_else(|| self.table.place(&flow.orig)), flow);
+        let place = place.filter(|place| self.table.is_current(place));
+        let inserted = self.table.insert_at(&place.unwrap_or_else(|| self.table.place(&flow.orig)), flow);
         self.confirmed(attachment, inserted)
     }
 
@@ -364,7 +364,9 @@ impl Conntrack {
     }
 
     fn report(&mut self, kind: EventKind, slot: Slot) {
-        if let Some(flow) = self.table.flows().record(slot) {
+        if !self.events.has_room() {
+            self.events.lose();
+        } else if let Some(flow) = self.table.flows().record(slot) {
             self.events.push(kind, flow);
         }
     }

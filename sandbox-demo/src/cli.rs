@@ -1,28 +1,34 @@
 //! The command line.
 
+mod gateway;
+mod restoring;
+mod vm;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
 
-use anyhow::Context;
 use clap::ArgGroup;
 use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
 use hibernet_netstack::Cidr;
-use hibernet_netstack::ForkAction;
-use hibernet_netstack::ForkRule;
-use hibernet_netstack::ForkRules;
 
+use self::gateway::GatewayArgs;
+use self::restoring::RestoreArgs;
+use self::vm::VmCommand;
 use crate::commands;
 use crate::demo;
 use crate::demo::LinkChoice;
-use crate::gateway;
-use crate::gateway::CloneKind;
+use crate::egress;
+use crate::egress::EgressLimits;
+use crate::egress::EgressOptions;
 use crate::gateway::RestoreRequest;
-use crate::gateway::Span;
 use crate::gateway::Start;
-use crate::gateway::TimeChoice;
+use crate::gateway::run;
+use crate::gateway::serve_guest;
 use crate::link::LinkSpec;
 use crate::netns;
 use crate::peers;
@@ -30,8 +36,6 @@ use crate::serve;
 use crate::serve::Place;
 use crate::serve::ServeOptions;
 use crate::serve::ServeStart;
-use crate::vm::RestoreVm;
-use crate::vm::SaveVm;
 
 /// Runs the program: 0 if all went well, 1 if something failed, 2 if the command line made no sense.
 pub(crate) fn main() -> ExitCode {
@@ -86,6 +90,33 @@ enum Command {
     /// --restore goes on with them under new keys. Clients notice a pause.
     #[command(after_long_help = SERVE_EXAMPLE)]
     Serve(ServeArgs),
+    /// Run the network of one guest, such as a virtual machine of QEMU, without privileges.
+    ///
+    /// The guest's network card is a unix socket. The gateway gives the guest an address by DHCP, forwards its DNS questions,
+    /// answers ARP, neighbour discovery and pings, takes connections to the host in to it, and with an uplink lets it out. All
+    /// of it is saved with `sandbox-demo save` and goes on in another process. What the guest may not do is refused at once.
+    #[command(after_long_help = gateway::EXAMPLE)]
+    Gateway(GatewayArgs),
+    /// Check an egress policy, or give a running gateway another.
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
+    /// Print a gateway's last events: why packets were dropped, and what rules have logged.
+    ///
+    /// The newest 4,096 are kept, each with a number.
+    Events {
+        /// Only those behind this number.
+        #[arg(long, value_name = "NUMBER")]
+        after: Option<u64>,
+        #[command(flatten)]
+        control: Control,
+    },
+    /// Print how many host sockets a gateway's guests have, and the egress policy.
+    Egress {
+        #[command(flatten)]
+        control: Control,
+    },
     /// Save a running gateway or server to a file.
     ///
     /// The file appears whole or not at all, readable by its owner only. It holds flows, NAT bindings, rules and users'
@@ -185,46 +216,38 @@ enum Command {
 }
 
 #[derive(Debug, Subcommand)]
-enum VmCommand {
-    /// Stop a machine, save it and its gateway to a directory, and end both.
+enum PolicyCommand {
+    /// Read a policy file and print what it means; exit code 1 with the line if it cannot be read.
+    #[command(after_long_help = POLICY_EXAMPLE)]
+    Check {
+        /// The policy file (TOML).
+        file: PathBuf,
+    },
+    /// Put a policy file in force in a running gateway, at once.
     ///
-    /// The machine is stopped first; then the gateway takes in what the machine had sent and is saved; then QEMU writes the
-    /// machine's state. The directory appears whole or not at all. If anything fails, machine and gateway go on.
-    #[command(after_long_help = VM_EXAMPLE)]
-    Save {
-        /// The directory to make: vm.state, net.hib and checkpoint.json.
-        directory: PathBuf,
-        /// Let machine and gateway go on; the checkpoint is a copy of the past. To run both, restore it with --fork.
-        #[arg(long)]
-        keep_running: bool,
-        /// The machine's monitor (`-qmp unix:SOCKET,server=on,wait=off`).
-        #[arg(long, value_name = "SOCKET", default_value = "qmp.sock")]
-        qmp: PathBuf,
+    /// New flows meet the new rules. Flows that the new policy does not allow end: TCP connections are reset on both sides.
+    Load {
+        /// The policy file (TOML).
+        file: PathBuf,
         #[command(flatten)]
         control: Control,
     },
-    /// Restore a machine and its gateway from a directory, and stay until the machine ends.
-    ///
-    /// The gateway is restored and listens first, then QEMU reads the machine's state, then both go on. Behind `--` stands
-    /// QEMU's command line as it was at the first start, but for -S, -qmp and -incoming, which are added.
-    #[command(after_long_help = VM_EXAMPLE)]
-    Restore {
-        /// The directory that `vm save` has made.
-        directory: PathBuf,
-        /// As for `run`. Give it once per link.
-        #[arg(long = "link", value_name = "DEVICE", required = true)]
-        links: Vec<LinkSpec>,
-        #[command(flatten)]
-        how: RestoreArgs,
-        /// Where the machine's monitor will listen.
-        #[arg(long, value_name = "SOCKET", default_value = "qmp.sock")]
-        qmp: PathBuf,
-        #[command(flatten)]
-        control: Control,
-        /// QEMU's command line.
-        #[arg(last = true, required = true, value_name = "QEMU")]
-        qemu: Vec<String>,
-    },
+}
+
+/// Egress by the host's own sockets.
+#[derive(Debug, Args)]
+struct EgressArgs {
+    /// Let guests out by this process's own sockets, which takes no privileges, as far as this policy allows
+    /// (see `policy check`). A restored gateway that was saved with a policy needs none: its image's is in force from the first frame,
+    /// and a file given here replaces it before that.
+    #[arg(long = "egress-policy", value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Most TCP connections of guests by host sockets, and as many flows of UDP.
+    #[arg(long = "egress-flows", value_name = "NUMBER", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    flows: u32,
+    /// How long a host socket may connect, in seconds. Linux gives up after 127.
+    #[arg(long = "egress-connect-timeout", value_name = "SECONDS", default_value_t = 127, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    connect: u64,
 }
 
 #[derive(Debug, Args)]
@@ -240,37 +263,6 @@ struct RunArgs {
     how: RestoreArgs,
     #[command(flatten)]
     at: RunPlace,
-}
-
-/// How an image comes back.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Restoring")]
-struct RestoreArgs {
-    /// The saved gateway may still live: of its flows only those go on here that a rule keeps. Others end, and only the guest is
-    /// told.
-    #[arg(long)]
-    fork: bool,
-    /// A rule of the fork, `ACTION KEY=VALUE ..`, such as 'keep proto=tcp dport=22'. ACTION is keep, reset or drop; keys are
-    /// proto, saddr, daddr, sport, dport, state, zone, mark, direction (outbound, inbound, internal, transit), iif and oif. The
-    /// first rule that matches decides. Give it once per rule; these come before those of --fork-rules.
-    #[arg(long = "fork-rule", value_name = "RULE", requires = "fork")]
-    fork_rules: Vec<ForkRule>,
-    /// A file of rules: a JSON list of {"match": {..}, "action": ".."}, or {"rules": [..], "default": ".."}.
-    #[arg(long = "fork-rules", value_name = "FILE", requires = "fork")]
-    fork_file: Option<PathBuf>,
-    /// What becomes of flows to the outside that no rule matches: reset (if nothing else is said), keep or drop.
-    #[arg(long, value_name = "ACTION", requires = "fork")]
-    fork_default: Option<ForkAction>,
-    /// A link that leads to the guest; the others lead outside. Give it once per link.
-    #[arg(long, value_name = "LINK")]
-    inside: Vec<String>,
-    /// What the time since the save counts for: freeze (nothing), elapse (all of it), or cap=TIME (at most so much), such as
-    /// cap=1h. Whatever faces an inside link stands still.
-    #[arg(long, value_name = "POLICY", default_value = "freeze")]
-    time: TimeChoice,
-    /// How long ago the image was saved (90s, 15m, 1h, 2d), if the system's clock cannot say.
-    #[arg(long, value_name = "TIME")]
-    elapsed: Option<Span>,
 }
 
 #[derive(Debug, Args)]
@@ -319,14 +311,65 @@ struct RunPlace {
     /// (`tun:NAME@/run/netns/guest`). Give it once per link.
     #[arg(long = "link", value_name = "DEVICE", required = true)]
     links: Vec<LinkSpec>,
+    /// Whether the devices leave checksums and segmentation to each other: packets of 64 KiB then pass whole, and TCP is
+    /// several times as fast. `on`, `off`, or the names of the links where it is on.
+    #[arg(long, value_name = "on|off|LINK,..", default_value = "on")]
+    offload: OffloadChoice,
     /// Pass no traffic until `sandbox-demo resume`.
     #[arg(long)]
     hold: bool,
+    #[command(flatten)]
+    egress: EgressArgs,
     #[command(flatten)]
     control: Control,
     /// End with the process of this id.
     #[arg(long, hide = true)]
     parent: Option<u32>,
+}
+
+/// Links with offload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum OffloadChoice {
+    On,
+    Off,
+    Of(Vec<String>),
+}
+
+impl FromStr for OffloadChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            names if names.split(',').all(|name| !name.is_empty()) => {
+                Ok(Self::Of(names.split(',').map(str::to_owned).collect()))
+            }
+            other => Err(format!("found `{other}`, expected `on`, `off` or names of links with commas between")),
+        }
+    }
+}
+
+impl OffloadChoice {
+    /// The devices, each with its choice.
+    fn choose(&self, links: &[LinkSpec]) -> anyhow::Result<Vec<LinkSpec>> {
+        if let Self::Of(names) = self {
+            for name in names {
+                let known: Vec<&str> = links.iter().map(LinkSpec::name).collect();
+                anyhow::ensure!(
+                    known.contains(&name.as_str()),
+                    "--offload names the link {name}, which is none of {}",
+                    known.join(", ")
+                );
+            }
+        }
+        let chosen = |link: &LinkSpec| match self {
+            Self::On => true,
+            Self::Off => false,
+            Self::Of(names) => names.iter().any(|name| name == link.name()),
+        };
+        Ok(links.iter().map(|link| link.clone().with_offload(chosen(link))).collect())
+    }
 }
 
 #[derive(Debug, Args)]
@@ -354,6 +397,7 @@ impl Cli {
             }
             Command::Serve(args) => serve::serve(args.options(json))?,
             Command::Restore { image, how, at } => at.run(&Start::Restored(Box::new(how.request(image)?)), json)?,
+            Command::Gateway(args) => serve_guest(args.options(json)?)?,
             Command::Pause { control } => commands::pause(&control.socket, json)?,
             Command::Status { control } => commands::status(&control.socket, json)?,
             Command::Load { image, how, control } => commands::load(&control.socket, how.request(image)?, json)?,
@@ -362,6 +406,12 @@ impl Cli {
             Command::List { control } => commands::list(&control.socket, json)?,
             Command::Neighbours { control } => commands::neighbours(&control.socket, json)?,
             Command::Hooks { control } => commands::hooks(&control.socket, json)?,
+            Command::Policy { command: PolicyCommand::Check { file } } => commands::policy_check(&file, json)?,
+            Command::Policy { command: PolicyCommand::Load { file, control } } => {
+                commands::policy_load(&file, &control.socket, json)?;
+            }
+            Command::Events { after, control } => commands::events(&control.socket, after, json)?,
+            Command::Egress { control } => commands::egress(&control.socket, json)?,
             Command::Stats { control } => commands::stats(&control.socket, json)?,
             Command::Vm(command) => return command.run(json),
             Command::Inspect { image } => commands::inspect(&image, json)?,
@@ -372,78 +422,22 @@ impl Cli {
     }
 }
 
-impl VmCommand {
-    fn run(self, json: bool) -> anyhow::Result<ExitCode> {
-        match self {
-            Self::Save { directory, keep_running, qmp, control } => {
-                SaveVm { directory, qmp, control: control.socket, keep_running, json }.run()?;
-                Ok(ExitCode::SUCCESS)
-            }
-            Self::Restore { directory, links, how, qmp, control, qemu } => {
-                let mut gateway = how.arguments();
-                gateway.extend(links.iter().flat_map(|link| ["--link".to_owned(), link.to_string()]));
-                let status = RestoreVm { directory, qmp, control: control.socket, gateway, qemu, json }.run()?;
-                Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-            }
-        }
-    }
-}
-
-impl RestoreArgs {
-    /// The same arguments for another process.
-    fn arguments(&self) -> Vec<String> {
-        let Self { fork, fork_rules, fork_file, fork_default, inside, time, elapsed } = self;
-        let mut arguments = vec![format!("--time={time}")];
-        arguments.extend(fork.then(|| "--fork".to_owned()));
-        arguments.extend(fork_rules.iter().map(|rule| format!("--fork-rule={rule}")));
-        arguments.extend(fork_file.iter().map(|file| format!("--fork-rules={}", file.display())));
-        arguments.extend(fork_default.iter().map(|action| format!("--fork-default={action}")));
-        arguments.extend(inside.iter().map(|link| format!("--inside={link}")));
-        arguments.extend(elapsed.iter().map(|elapsed| format!("--elapsed={elapsed}")));
-        arguments
-    }
-
-    /// The request these arguments make.
-    fn request(self, image: PathBuf) -> anyhow::Result<RestoreRequest> {
-        let Self { fork, fork_rules, fork_file, fork_default, inside, time, elapsed } = self;
-        let rules = match fork {
-            false => None,
-            true => {
-                let mut rules = match &fork_file {
-                    None => ForkRules::default(),
-                    Some(file) => {
-                        let text = std::fs::read_to_string(file)
-                            .with_context(|| format!("reading the rules of the fork in {}", file.display()))?;
-                        ForkRules::from_json(&text).with_context(|| format!("the rules in {}", file.display()))?
-                    }
-                };
-                rules.rules.splice(0..0, fork_rules);
-                rules.default = fork_default.unwrap_or(rules.default);
-                Some(rules)
-            }
-        };
-        let kind = if fork { CloneKind::Fork } else { CloneKind::Move };
-        Ok(RestoreRequest { path: image, kind, rules, time, elapsed, inside })
-    }
-
-    /// Refused where there is no image to restore.
-    fn expect_none(&self) -> anyhow::Result<()> {
-        let is_default = !self.fork && self.inside.is_empty() && self.elapsed.is_none();
-        let is_default = is_default && self.time == TimeChoice::default();
-        anyhow::ensure!(
-            is_default,
-            "--fork, --inside, --time and --elapsed are about an image: give them with --restore"
-        );
-        Ok(())
-    }
-}
-
 impl RunPlace {
     fn run(&self, start: &Start, json: bool) -> anyhow::Result<()> {
         if let Some(parent) = self.parent {
             netns::die_with(parent)?;
         }
-        gateway::run(start, &self.links, &self.control.socket, self.hold, json)
+        let links = self.offload.choose(&self.links)?;
+        let EgressArgs { policy, flows, connect } = &self.egress;
+        let mut engine = start.engine(&links)?;
+        if policy.is_some() || egress::has_policy(engine.stack().0.rules()) {
+            let most = *flows as usize;
+            let connect = Duration::from_secs(*connect);
+            let limits = EgressLimits { tcp: most, udp: most, connect, ..EgressLimits::default() };
+            let options = EgressOptions { policy: policy.clone(), limits };
+            return egress::run(engine, &links, &self.control.socket, self.hold, json, &options);
+        }
+        run(engine, &links, &self.control.socket, self.hold, json)
     }
 }
 
@@ -472,21 +466,7 @@ const EXAMPLE: &str = concat!(
      for neighbour discovery to work, as in nft."
 );
 
-const VM_EXAMPLE: &str = "\
-An example. `gateway.json` has an Ethernet link `guest0`; the gateway listens for QEMU first:
-
-  sandbox-demo run --link stream:guest0@/tmp/net.sock .. --config gateway.json &
-  qemu-system-x86_64 .. -netdev stream,id=n0,server=off,addr.type=unix,addr.path=/tmp/net.sock \\
-    -device virtio-net-pci,netdev=n0 -qmp unix:qmp.sock,server=on,wait=off &
-  sandbox-demo vm save checkpoint1
-  sandbox-demo vm restore checkpoint1 --link stream:guest0@/tmp/net.sock .. -- qemu-system-x86_64 ..
-
-A copy that runs beside the first one gets sockets of its own, and ends what the first one goes on with:
-
-  sandbox-demo vm restore checkpoint1 --fork --inside guest0 --control 2.sock --qmp qmp2.sock \\
-    --link stream:guest0@/tmp/net2.sock .. -- qemu-system-x86_64 .. -device vmgenid,guid=auto
-
-With -device vmgenid,guid=auto the guest's kernel (Linux 5.18 and later) draws its random numbers afresh.";
+const POLICY_EXAMPLE: &str = concat!("An example policy:\n\n", include_str!("../example-egress.toml"));
 
 const SERVE_EXAMPLE: &str = "\
 An example, as root; the client is the kernel of a namespace:
@@ -523,35 +503,6 @@ mod tests {
     fn no_subcommand_means_the_demonstration() {
         let cli = Cli::try_parse_from(["sandbox-demo", "--json"]).expect("a command line");
         assert!(cli.command.is_none() && cli.json);
-    }
-
-    #[test]
-    fn how_an_image_comes_back_is_the_same_for_the_process_that_is_told_to_do_it() {
-        let words = [
-            "--fork",
-            "--fork-rule",
-            "keep proto=tcp dport=22",
-            "--fork-rule=drop state=syn_sent",
-            "--fork-default",
-            "drop",
-            "--inside",
-            "guest0",
-            "--time",
-            "cap=1h",
-            "--elapsed",
-            "2d",
-        ];
-        let parse = |words: &[&str]| {
-            let cli = Cli::try_parse_from([&["sandbox-demo", "restore", "i", "--link", "a0"], words].concat());
-            let Some(Command::Restore { how, .. }) = cli.expect("a command line").command else { panic!("another") };
-            how
-        };
-        let how = parse(&words);
-        let again = how.arguments();
-        let again = parse(&again.iter().map(String::as_str).collect::<Vec<_>>());
-        let request = how.request("i".into()).expect("a request");
-        assert_eq!(again.request("i".into()).expect("a request"), request);
-        assert_eq!(request.rules.expect("rules").rules.len(), 2);
     }
 
     #[test]

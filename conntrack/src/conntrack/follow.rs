@@ -38,7 +38,7 @@ impl Conntrack {
         origin: Origin,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
-        self.track_with(datagram, parsed, zone, origin, Room::Needed, Ahead::default(), now)
+        self.track_with(datagram, parsed, zone, origin, Room::Needed, &Ahead::default(), now)
     }
 
     /// As [`Conntrack::track`] at prerouting, for a packet whose flow is not meant to enter the table: neither the table's
@@ -51,7 +51,7 @@ impl Conntrack {
         origin: Origin,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
-        self.track_with(datagram, parsed, zone, origin, Room::NotNeeded, Ahead::default(), now)
+        self.track_with(datagram, parsed, zone, origin, Room::NotNeeded, &Ahead::default(), now)
     }
 
     /// As [`Conntrack::track`] at prerouting, for the acknowledgement that ends a handshake nobody kept: the flow begins as
@@ -110,7 +110,7 @@ impl Conntrack {
         zone: Zone,
         origin: Origin,
         room: Room,
-        ahead: Ahead,
+        ahead: &Ahead,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
         self.table.flows_mut().advance(now);
@@ -125,7 +125,7 @@ impl Conntrack {
             Subject::Invalid(reason) => return Ok(self.invalid(reason)),
         };
         let place = ahead.place_of(&tuple, self).unwrap_or_else(|| self.table.place(&tuple));
-        if let Some(attachment) = self.resolve_at(place, &packet, &tuple, zone, now)? {
+        if let Some(attachment) = self.resolve_at(&place, &packet, zone, now)? {
             return Ok(attachment);
         }
         let Some(reply) = tuple.inverted() else { return Ok(self.invalid(not_opening(&tuple))) };
@@ -144,18 +144,18 @@ impl Conntrack {
         zone: Zone,
         now: Instant,
     ) -> Result<Option<Attachment>, Refusal> {
-        self.resolve_at(self.table.place(tuple), packet, tuple, zone, now)
+        self.resolve_at(&self.table.place(tuple), packet, zone, now)
     }
 
+    #[inline]
     fn resolve_at(
         &mut self,
-        place: Place,
+        place: &Place,
         packet: &Packet<'_>,
-        tuple: &Tuple,
         zone: Zone,
         now: Instant,
     ) -> Result<Option<Attachment>, Refusal> {
-        let Some((slot, direction)) = self.table.find_at(place, tuple, zone) else { return Ok(None) };
+        let Some((slot, direction)) = self.table.find_at(place, zone) else { return Ok(None) };
         if self.table.flows().is_expired(slot) {
             self.destroy(slot);
             return Ok(None);

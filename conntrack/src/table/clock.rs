@@ -78,6 +78,15 @@ impl Clock {
         self.tick(now).plus(if ahead > MAX_AHEAD as u64 { MAX_AHEAD } else { ahead as u32 })
     }
 
+    /// The same for whole seconds, by who knows the tick of `now`.
+    #[inline]
+    pub(crate) const fn after_seconds(self, now: Instant, tick: Tick, seconds: u32) -> Tick {
+        let nanos = self.nanos(now);
+        let into_tick = nanos.wrapping_sub(nanos / TICK_NANOS * TICK_NANOS);
+        let ahead = (into_tick + seconds as u64 * 1_000_000_000).div_ceil(TICK_NANOS);
+        tick.plus(if ahead > MAX_AHEAD as u64 { MAX_AHEAD } else { ahead as u32 })
+    }
+
     /// The instant a tick begins at, seen from `now`; [`Instant::ZERO`] if it began before the embedder's clock did, as it
     /// can after a restore.
     pub(crate) const fn instant(self, tick: Tick, now: Instant) -> Instant {

@@ -103,13 +103,18 @@ pub(super) fn answer(result: &Result<Value, Refused>, close: bool) -> Vec<u8> {
 /// A request as a client sends it.
 pub(super) fn request(request: &Request) -> anyhow::Result<Vec<u8>> {
     let (method, path) = place(request);
+    let query = match request {
+        Request::Events { after: Some(after) } => format!("?after={after}"),
+        _ => String::new(),
+    };
     let body = match request {
         Request::Save { path, after } => json(&SaveRequest { path: path.clone(), after: *after })?,
         Request::Restore(restore) => json(restore)?,
+        Request::Policy { text } => json(&PolicyText { text: text.clone() })?,
         Request::Canary { path } => json(&ImagePath { path: path.clone() })?,
         _ => String::new(),
     };
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head = format!("{method} {path}{query} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
     Ok((head + &body).into_bytes())
 }
 
@@ -141,12 +146,24 @@ struct ImagePath {
     path: std::path::PathBuf,
 }
 
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PolicyText {
+    text: String,
+}
+
 /// What is asked for by a method and a path.
 fn route(method: &str, path: &str, body: &[u8]) -> Result<Request, Refused> {
     let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
-    if query.is_some_and(|query| !query.is_empty()) {
-        return Err(Refused::new(400, "found a query, expected none: arguments go into the body, as JSON"));
-    }
+    let after = match query.filter(|query| !query.is_empty()) {
+        None => None,
+        Some(query) => {
+            let number =
+                query.strip_prefix("after=").filter(|_| path == "/events").and_then(|after| after.parse().ok());
+            let expected = "expected none but `/events?after=NUMBER`: arguments go into the body, as JSON";
+            Some(number.ok_or_else(|| Refused::new(400, format!("found the query {query:?}, {expected}")))?)
+        }
+    };
     let Some(allowed) = PLACES.iter().find(|(_, known)| *known == path).map(|(method, _)| *method) else {
         let known: Vec<&str> = PLACES.iter().map(|(_, path)| *path).collect();
         return Err(Refused::new(404, format!("found {path:?}, expected one of {}", known.join(", "))));
@@ -161,6 +178,12 @@ fn route(method: &str, path: &str, body: &[u8]) -> Result<Request, Refused> {
         "/hooks" => Request::Hooks,
         "/stats" => Request::Stats,
         "/keys" => Request::Keys,
+        "/egress" => Request::Egress,
+        "/events" => Request::Events { after },
+        "/policy" => {
+            let PolicyText { text } = arguments(body)?;
+            Request::Policy { text }
+        }
         "/pause" => Request::Pause,
         "/resume" => Request::Resume,
         "/canary" => {
@@ -173,7 +196,8 @@ fn route(method: &str, path: &str, body: &[u8]) -> Result<Request, Refused> {
             Request::Save { path, after }
         }
     };
-    let takes_arguments = matches!(request, Request::Save { .. } | Request::Restore(_) | Request::Canary { .. });
+    let takes_arguments =
+        matches!(request, Request::Save { .. } | Request::Restore(_) | Request::Canary { .. } | Request::Policy { .. });
     if !takes_arguments && !matches!(body.trim_ascii(), b"" | b"{}") {
         return Err(Refused::new(400, format!("{path} takes no arguments")));
     }
@@ -188,6 +212,9 @@ const fn place(request: &Request) -> (&'static str, &'static str) {
         Request::Hooks => ("GET", "/hooks"),
         Request::Stats => ("GET", "/stats"),
         Request::Keys => ("GET", "/keys"),
+        Request::Egress => ("GET", "/egress"),
+        Request::Events { .. } => ("GET", "/events"),
+        Request::Policy { .. } => ("PUT", "/policy"),
         Request::Pause => ("PUT", "/pause"),
         Request::Save { .. } => ("PUT", "/save"),
         Request::Resume => ("PUT", "/resume"),
@@ -219,7 +246,7 @@ const fn reason(status: u16) -> &'static str {
     }
 }
 
-const PLACES: [(&str, &str); 11] = [
+const PLACES: [(&str, &str); 14] = [
     ("GET", "/status"),
     ("PUT", "/pause"),
     ("PUT", "/save"),
@@ -229,6 +256,9 @@ const PLACES: [(&str, &str); 11] = [
     ("GET", "/neighbours"),
     ("GET", "/hooks"),
     ("GET", "/stats"),
+    ("GET", "/events"),
+    ("GET", "/egress"),
+    ("PUT", "/policy"),
     ("GET", "/keys"),
     ("PUT", "/canary"),
 ];
@@ -275,6 +305,10 @@ mod tests {
             Request::Hooks,
             Request::Stats,
             Request::Keys,
+            Request::Egress,
+            Request::Events { after: None },
+            Request::Events { after: Some(7) },
+            Request::Policy { text: "default = \"deny\"".into() },
             Request::Pause,
             Request::Resume,
             Request::Save { path: "/x y".into(), after: super::super::After::Hold },
@@ -294,7 +328,8 @@ mod tests {
             ("GET /nothing HTTP/1.1\r\n\r\n".to_owned(), 404, "expected one of /status, /pause, /save"),
             ("GET /save HTTP/1.1\r\n\r\n".to_owned(), 405, "found GET /save, expected PUT"),
             ("PUT /status HTTP/1.1\r\n\r\n".to_owned(), 405, "expected GET"),
-            ("GET /status?all HTTP/1.1\r\n\r\n".to_owned(), 400, "found a query"),
+            ("GET /events?after=x HTTP/1.1\r\n\r\n".to_owned(), 400, "found the query"),
+            ("GET /status?all HTTP/1.1\r\n\r\n".to_owned(), 400, "found the query \"all\""),
             ("what?\r\n\r\n".to_owned(), 400, "not an HTTP request"),
             (put("/save", "{}"), 400, "missing field `path`"),
             (put("/save", r#"{"path": "/x", "extra": 1}"#), 400, "unknown field `extra`"),

@@ -23,6 +23,11 @@ pub(super) fn with_sections(image: &[u8], more: &[(SectionId, u16, &[u8])]) -> a
     Ok(writer.finish())
 }
 
+/// Whether an image holds an application's state.
+pub(crate) fn has_application(image: &[u8]) -> anyhow::Result<bool> {
+    Ok(Image::parse(image, &Limits::default())?.section(APPLICATION).is_some())
+}
+
 /// The application's state in an image, if it has one.
 pub(super) fn section(image: &[u8]) -> anyhow::Result<Option<Vec<u8>>> {
     let image = Image::parse(image, &Limits::default())?;

@@ -31,6 +31,8 @@ use crate::control::Request;
 use crate::control::RestoreSummary;
 use crate::control::StatusReply;
 use crate::fault::Fault;
+use crate::gateway::has_application;
+use crate::gateway::read_image;
 use crate::gateway::stop_on_signals;
 
 /// What `vm restore` is told.
@@ -38,8 +40,10 @@ pub(crate) struct RestoreVm {
     pub(crate) directory: PathBuf,
     pub(crate) qmp: PathBuf,
     pub(crate) control: PathBuf,
-    /// Arguments of the gateway: links, and how its image comes back.
-    pub(crate) gateway: Vec<String>,
+    /// The gateway's links, the guest's first.
+    pub(crate) links: Vec<String>,
+    /// How its image comes back, as arguments.
+    pub(crate) how: Vec<String>,
     /// QEMU and its arguments, but for those that restore.
     pub(crate) qemu: Vec<String>,
     pub(crate) json: bool,
@@ -64,7 +68,7 @@ impl Drop for Owned {
         // It may have ended by itself. Asked to end it takes its sockets along.
         let pid = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw);
         if let (Ok(None), Some(pid)) = (self.0.try_wait(), pid) {
-            drop(rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+            let _ended = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
             let begun = clock::monotonic();
             while matches!(self.0.try_wait(), Ok(None)) && clock::monotonic().saturating_since(begun) < GRACE {
                 sleep(LOOK_AGAIN);
@@ -162,14 +166,25 @@ impl RestoreVm {
     /// The gateway as a process of its own: restored, listening, passing nothing.
     fn start_gateway(&self, directory: &Path) -> anyhow::Result<Child> {
         let program = std::env::current_exe().context("the path of this program")?;
-        Command::new(program)
-            .arg("restore")
-            .arg(directory.join(NET_IMAGE))
+        let image = directory.join(NET_IMAGE);
+        let mut command = Command::new(program);
+        // What `gateway` has saved holds leases and forwards beside the stack.
+        if has_application(&read_image(&image)?)? {
+            command.arg("gateway").arg("--restore").arg(&image);
+            for (link, kind) in self.links.iter().zip(["--link", "--uplink"]) {
+                command.arg(kind).arg(link);
+            }
+        } else {
+            command.arg("restore").arg(&image).args(["--parent", &std::process::id().to_string()]);
+            self.links.iter().for_each(|link| {
+                command.arg("--link").arg(link);
+            });
+        }
+        command
             .arg("--hold")
             .arg("--control")
             .arg(&self.control)
-            .args(["--parent", &std::process::id().to_string()])
-            .args(&self.gateway)
+            .args(&self.how)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
