@@ -96,7 +96,7 @@ enum Command {
     /// answers ARP, neighbour discovery and pings, takes connections to the host in to it, and with an uplink lets it out. All
     /// of it is saved with `sandbox-demo save` and goes on in another process. What the guest may not do is refused at once.
     #[command(after_long_help = gateway::EXAMPLE)]
-    Gateway(GatewayArgs),
+    Gateway(Box<GatewayArgs>),
     /// Check an egress policy, or give a running gateway another.
     Policy {
         #[command(subcommand)]
