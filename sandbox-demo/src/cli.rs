@@ -264,15 +264,15 @@ struct ServeArgs {
     /// Size of each stream's two buffers, a power of two from 2048 to 67108864: they take memory as they are used.
     #[arg(long, value_name = "BYTES", default_value_t = 65_536)]
     buffer: u32,
-    /// Whether the device's kernel leaves checksums and segmentation to the stack, and the stack to it: `on` or `off`.
-    #[arg(long, value_name = "on|off", default_value = "on")]
-    offload: OffloadChoice,
     /// The directory whose files are handed out.
     #[arg(long, value_name = "DIRECTORY", default_value = ".")]
     root: PathBuf,
     /// Most connections at once, for each of the two. More wait, and beyond that their SYNs are dropped.
     #[arg(long, value_name = "NUMBER", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..))]
     max_connections: u16,
+    /// Whether the device and the server leave checksums and segmentation to each other, `on` or `off`.
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    offload: OffloadChoice,
     /// Pass no traffic until `sandbox-demo resume`.
     #[arg(long)]
     hold: bool,
@@ -328,24 +328,28 @@ impl FromStr for OffloadChoice {
 }
 
 impl OffloadChoice {
-    /// The devices, each with its choice.
-    fn choose(&self, links: &[LinkSpec]) -> anyhow::Result<Vec<LinkSpec>> {
-        if let Self::Of(names) = self {
-            for name in names {
-                let known: Vec<&str> = links.iter().map(LinkSpec::name).collect();
-                anyhow::ensure!(
-                    known.contains(&name.as_str()),
-                    "--offload names the link {name}, which is none of {}",
-                    known.join(", ")
-                );
-            }
+    /// Refuses the name of a link that there is not.
+    fn check(&self, links: &[LinkSpec]) -> anyhow::Result<()> {
+        let Self::Of(names) = self else { return Ok(()) };
+        let known: Vec<&str> = links.iter().map(LinkSpec::name).collect();
+        for name in names {
+            anyhow::ensure!(
+                known.contains(&name.as_str()),
+                "--offload names the link {name}, expected `on`, `off` or one of {}",
+                known.join(", ")
+            );
         }
-        let chosen = |link: &LinkSpec| match self {
+        Ok(())
+    }
+
+    /// The device with its choice.
+    fn chosen(&self, link: LinkSpec) -> LinkSpec {
+        let is_on = match self {
             Self::On => true,
             Self::Off => false,
             Self::Of(names) => names.iter().any(|name| name == link.name()),
         };
-        Ok(links.iter().map(|link| link.clone().with_offload(chosen(link))).collect())
+        link.with_offload(is_on)
     }
 }
 
@@ -393,7 +397,8 @@ impl RunPlace {
         if let Some(parent) = self.parent {
             netns::die_with(parent)?;
         }
-        let links = self.offload.choose(&self.links)?;
+        self.offload.check(&self.links)?;
+        let links: Vec<LinkSpec> = self.links.iter().cloned().map(|link| self.offload.chosen(link)).collect();
         let EgressArgs { policy, flows, connect } = &self.egress;
         let mut engine = start.engine(&links)?;
         if policy.is_some() || egress::has_policy(engine.stack().0.rules()) {
@@ -410,7 +415,8 @@ impl RunPlace {
 impl ServeArgs {
     fn options(self, json: bool) -> anyhow::Result<ServeOptions> {
         let Self { link, addrs, restore, via, mtu, http, echo, discard, chargen, buffer, offload, .. } = self;
-        let link = offload.choose(core::slice::from_ref(&link))?.pop().unwrap_or(link);
+        offload.check(std::slice::from_ref(&link))?;
+        let link = offload.chosen(link);
         let (root, max_connections, hold, control) = (self.root, self.max_connections, self.hold, self.control);
         let start = match restore {
             Some(image) => ServeStart::Restored(image),
@@ -425,13 +431,14 @@ const EXAMPLE: &str = concat!(
     "sysctls have the kernel's names):\n\n",
     include_str!("../example-gateway.json"),
     "\nA link carries IP unless its `medium` says otherwise. Behind a packet socket that is a point-to-point IP link: the \
-     device must be up and without ARP, its other end must have the same hardware address, and offloads must be off, as \
-     the demonstration sets its own up.\n\n\
+     device must be up and without ARP, and its other end must have the same hardware address, as the demonstration sets \
+     its own up. With `--offload off` the device's own offloads must be off too (`ethtool -K DEVICE tx off tso off gso off \
+     gro off`): what comes without a checksum is not read.\n\n\
      {\"name\": \"eth0\", \"mtu\": 1500, \"addrs\": [\"10.0.0.1/24\"], \"medium\": \"ethernet\", \"mac\": \"02:00:00:00:00:01\"}\n\n\
      is an Ethernet link: the gateway speaks ARP and neighbour discovery itself, and has a link-local IPv6 address that \
      follows from its hardware address. Without `mac` it takes the device's, over `tap:NAME` a random one; an image keeps it. \
-     The device should have no IP addresses of its own, and offloads must be off. Rules must let ICMPv6 in (chain input) \
-     for neighbour discovery to work, as in nft."
+     The device should have no IP addresses of its own. Rules must let ICMPv6 in (chain input) for neighbour discovery to \
+     work, as in nft."
 );
 
 const POLICY_EXAMPLE: &str = concat!("An example policy:\n\n", include_str!("../example-egress.toml"));
@@ -471,6 +478,20 @@ mod tests {
     fn no_subcommand_means_the_demonstration() {
         let cli = Cli::try_parse_from(["sandbox-demo", "--json"]).expect("a command line");
         assert!(cli.command.is_none() && cli.json);
+    }
+
+    #[test]
+    fn offload_is_on_for_all_links_for_none_or_for_those_that_are_named() {
+        let links: Vec<LinkSpec> = ["tap:a0", "tap:b0"].map(|text| text.parse().expect("a device")).to_vec();
+        let chosen = |text: &str| {
+            let choice: OffloadChoice = text.parse().expect("a choice");
+            links.iter().map(|link| choice.chosen(link.clone()) == link.clone().with_offload(true)).collect::<Vec<_>>()
+        };
+        assert_eq!((chosen("on"), chosen("off")), (vec![true, true], vec![false, false]));
+        assert_eq!((chosen("b0"), chosen("b0,a0")), (vec![false, true], vec![true, true]));
+        assert!("a0,".parse::<OffloadChoice>().is_err() && "".parse::<OffloadChoice>().is_err());
+        let error = OffloadChoice::Of(vec!["c0".into()]).check(&links).expect_err("no such link").to_string();
+        assert!(error.contains("c0") && error.contains("a0, b0"), "{error}");
     }
 
     #[test]

@@ -136,9 +136,9 @@ impl Host {
         let mut now = monotonic();
         let mut burst = Vec::new();
         for _ in 0..BURST {
-            let Some(frame) = self.device.receive() else { break };
+            let Some(Ingress { frame, .. }) = self.device.receive() else { break };
             self.counts.received += 1;
-            burst.extend(self.sky.pass(Way::Inward, frame.frame).into_iter().map(whole));
+            burst.extend(self.sky.pass(Way::Inward, frame).into_iter().map(whole));
         }
         self.stack.ingress_burst(self.link, burst, now);
         self.emit();
