@@ -65,7 +65,7 @@ mod wire;
 pub use crate::attachment::{Attachment, Remark};
 pub use crate::canary::{CanaryReport, CanaryScan};
 pub use crate::conntrack::{
-    Ahead, BURST, Config, ConfigError, Conntrack, ConntrackSaved, EarlyDrop, Incoming, NotRestored, Origin, Refusal,
+    Ahead, BURST, Config, ConfigError, Conntrack, ConntrackSaved, EarlyDrop, Ending, Incoming, NotRestored, Origin, Refusal,
     Totals, Validated,
 };
 pub use crate::event::{ConntrackEvent, EventKind};

@@ -80,6 +80,12 @@ drop_reasons! {
     NatNoAddress = 37, "nat_no_address";
     /// The source has as many half-open TCP connections as it may have.
     HalfOpenLimit = 38, "half_open_limit";
+    /// A late packet of a flow that this fork has reset. If its sender has the inside end it was told so again; outside nobody
+    /// is told.
+    ForkReset = 39, "fork_reset";
+    /// A late packet of a flow that this fork has ended, from who is not told so: anybody outside, or anybody at all where
+    /// the fork's rule said drop.
+    ForkSevered = 40, "fork_severed";
 
     /// A rule said drop.
     Rule = 48, "rule";
@@ -176,6 +182,8 @@ impl From<Refusal> for DropReason {
         match refusal {
             Refusal::TableFull => Self::TableFull,
             Refusal::HalfOpenLimit => Self::HalfOpenLimit,
+            Refusal::Reset => Self::ForkReset,
+            Refusal::Severed => Self::ForkSevered,
             Refusal::Clash => Self::ConfirmClash,
             Refusal::NatExhausted => Self::NatNoPort,
             Refusal::Untranslatable => Self::NatUntranslatable,

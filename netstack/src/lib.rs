@@ -127,10 +127,11 @@ pub use crate::offload::{ChecksumState, Ingress, LinkOffloads, Offload, Segmenta
 pub use crate::packet::{Keeper, Packet, Verdict};
 pub use crate::reject::RejectWith;
 pub use crate::report::{
-    FlowOutcome, FlowReport, RebuildFault, ResetCause, RestoreReport, StreamOutcome, StreamReport,
+    DropCause, FlowOutcome, FlowReport, RebuildFault, ResetCause, RestoreReport, StreamOutcome, StreamReport,
 };
 pub use crate::restore::{
-    ClonePolicy, Decoded, Rehashed, RestoreError, RestorePolicy, Supplied, TimePolicy, Validated,
+    ClonePolicy, Decoded, FlowDirection, FlowState, ForkAction, ForkMatch, ForkRule, ForkRules, ForkRulesError,
+    MarkMatch, Rehashed, RestoreError, RestorePolicy, Supplied, TimePolicy, Validated,
 };
 pub use crate::route::{Route, RouteError};
 pub use crate::rules::{

@@ -31,7 +31,7 @@ pub use self::sockets::ReceiveLimits;
 use self::sockets::SocketTable;
 use self::tcp::Connections;
 pub use self::tcp::{Congestion, ListenOptions, StreamError, StreamOptions, StreamState, TcpListener, TcpStream};
-pub(crate) use self::tcp::{Ends, Fed, Rebuilt, StreamReset, TcpSection};
+pub(crate) use self::tcp::{Ends, Fed, Rebuilt, Removed, StreamReset, TcpSection};
 pub use self::udp::{UdpDatagram, UdpSocket};
 use crate::link::Links;
 use crate::stack::Stack;

@@ -146,7 +146,7 @@ impl Stack {
         }
     }
 
-    fn icmp_error(&mut self, error: IcmpError, packet: &Packet) -> Option<Vec<u8>> {
+    pub(super) fn icmp_error(&mut self, error: IcmpError, packet: &Packet) -> Option<Vec<u8>> {
         let (src, dst) = (packet.src(), packet.dst());
         let source = match self.sink.is_some() || crate::route::is_own(&self.links, dst) {
             true => dst,

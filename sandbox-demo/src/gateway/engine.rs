@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use hibernet_conntrack::CanaryScan;
 use hibernet_netstack::Decoded;
+use hibernet_netstack::Ingress;
 use hibernet_netstack::LinkId;
 use hibernet_netstack::MacAddr;
 use hibernet_netstack::Medium;
@@ -47,12 +48,17 @@ use crate::control::SaveReply;
 use crate::control::StatsReply;
 use crate::control::StatusReply;
 use crate::fault::image_fault;
+use crate::link::Buffers;
 use crate::link::Link;
 
 /// A stack at work.
 pub(crate) struct Engine {
     stack: Stack,
     links: Vec<(LinkId, Link)>,
+    /// Links that have something to read, as far as is known, in their order.
+    ready: Vec<bool>,
+    burst: Vec<Ingress>,
+    buffers: Buffers,
     clock: StackClock,
     state: RunState,
     entropy: Entropy,
@@ -116,7 +122,9 @@ impl Engine {
     pub(crate) fn attach(&mut self, link: Link) -> anyhow::Result<()> {
         self.medium_of(link.name())?;
         let id = self.stack.link(link.name()).context("a configured link has an id")?;
+        self.stack.set_link_offloads(id, link.offloads());
         self.links.push((id, link));
+        self.ready.push(true);
         Ok(())
     }
 
@@ -156,6 +164,20 @@ impl Engine {
         self.links.iter().map(|(_, link)| link)
     }
 
+    /// Says which links have something to read, in their order; all, unless this is called before a turn.
+    pub(crate) fn set_ready(&mut self, ready: impl IntoIterator<Item = bool>) {
+        for (known, ready) in self.ready.iter_mut().zip(ready) {
+            *known = ready;
+        }
+    }
+
+    /// Looks at a link of which something else was told than frames.
+    pub(crate) fn look_at_error(&mut self, index: usize) {
+        if let Some((_, link)) = self.links.get_mut(index) {
+            link.look_at_error();
+        }
+    }
+
     pub(crate) fn state(&self) -> RunState {
         self.state
     }
@@ -175,26 +197,26 @@ impl Engine {
         self.state = RunState::Running;
     }
 
-    /// One turn of the packet loop: a burst from every link, then what is due. True if a link may have more.
+    /// One turn of the packet loop: some bursts from every link that is ready, then what is due. True if a link may have
+    /// more.
     pub(crate) fn turn(&mut self) -> bool {
         if self.state == RunState::Held {
             return false;
         }
         let mut more = false;
         let now = self.clock.now();
+        self.flush();
         for index in 0..self.links.len() {
-            if let Some((_, link)) = self.links.get_mut(index) {
-                link.flush();
-            }
-            for taken in 1..=BURST {
-                let Some((id, datagram)) =
-                    self.links.get_mut(index).and_then(|(id, link)| Some((*id, link.receive()?)))
-                else {
-                    break;
-                };
-                self.stack.ingress(id, datagram, now);
+            let is_ready = self.ready.get_mut(index).is_some_and(|ready| std::mem::replace(ready, true));
+            for round in 1..=ROUNDS {
+                let Some((id, link)) = self.links.get_mut(index).filter(|_| is_ready) else { break };
+                let left = link.receive_burst(&mut self.burst, &mut self.buffers);
+                self.stack.ingress_burst(*id, self.burst.drain(..), now);
                 self.emit();
-                more |= taken == BURST;
+                if !left {
+                    break;
+                }
+                more |= round == ROUNDS;
             }
         }
         self.stack.poll(now);
@@ -226,6 +248,9 @@ impl Engine {
         Self {
             stack,
             links: Vec::new(),
+            ready: Vec::new(),
+            burst: Vec::new(),
+            buffers: Buffers::default(),
             clock,
             state: RunState::Held,
             entropy,
@@ -236,10 +261,21 @@ impl Engine {
     }
 
     fn emit(&mut self) {
+        let mut sent = false;
         while let Some(out) = self.stack.egress() {
             if let Some((_, link)) = self.links.iter_mut().find(|(id, _)| *id == out.link) {
-                link.send(out.datagram);
+                link.queue(out.datagram, out.offload, &mut self.buffers);
+                sent = true;
             }
+        }
+        if sent {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        for (_, link) in &mut self.links {
+            link.flush_into(&mut self.buffers);
         }
     }
 
@@ -404,5 +440,5 @@ fn held_clock() -> StackClock {
 
 /// The name of the key that is planted to test the search for keys.
 const PLANTED: &str = "planted";
-/// Datagrams read from one link before the other has its turn.
-const BURST: usize = 64;
+/// Bursts read from one link before the other has its turn.
+const ROUNDS: usize = 2;

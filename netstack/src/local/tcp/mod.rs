@@ -4,6 +4,7 @@
 //! numbers into it; smoltcp answers; `shim` puts the wire's numbers into what it sends. `api` is what an embedder calls,
 //! `image` what a save writes, `rebuild` the way back.
 
+mod aged;
 mod api;
 mod connection;
 mod cookie;
@@ -29,6 +30,7 @@ use slab::Slab;
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::IpListenEndpoint;
 
+pub(crate) use self::aged::Removed;
 pub use self::api::StreamState;
 use self::connection::{Connection, Owner};
 use self::cookie::Cookies;
