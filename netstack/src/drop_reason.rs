@@ -126,6 +126,13 @@ drop_reasons! {
     TcpUnacceptable = 88, "tcp_unacceptable";
     /// A TCP segment whose timestamp is older than the last one (RFC 7323, section 5): a wanderer of earlier numbers.
     TcpOldTimestamp = 89, "tcp_old_timestamp";
+    /// The embedder has no place for another flow of those that `tproxy` rules hand to it; the sender was told.
+    ProxyFull = 93, "proxy_full";
+    /// A SYN that came again while its first waits for the embedder's word: the later one waits in its place.
+    OpeningRepeated = 94, "opening_repeated";
+    /// The destination of what a `tproxy` rule has handed to the embedder was not reached; the sender was told, unless the
+    /// destination kept silent.
+    ProxyUnreached = 95, "proxy_unreached";
 
     /// The queue of packets on their way out is full.
     EgressFull = 96, "egress_full";

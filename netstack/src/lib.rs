@@ -115,13 +115,14 @@ pub use crate::cidr::{Cidr, CidrError};
 pub use crate::device::{HookedConfig, HookedDevice, HookedError, HookedRxToken, HookedTxToken};
 pub use crate::drop_reason::DropReason;
 pub use crate::ethernet::{MacAddr, MacAddrError, NeighbourEntry, NeighbourState};
-pub use crate::event::{DropEvent, LogEvent, StackEvent};
+pub use crate::event::{DropEvent, LogEvent, PacketEnds, StackEvent};
 pub use crate::fragments::FragmentLimits;
 pub use crate::hook::{Hook, HookRow, HookRowKind, priority};
 pub use crate::link::{LinkConfig, LinkId, Medium};
 pub use crate::local::{
-    Congestion, ListenOptions, LocalError, LocalLimits, LocalServices, PingReply, PingSocket, ReceiveLimits,
-    SocketError, StreamError, StreamOptions, StreamState, TcpListener, TcpStream, UdpDatagram, UdpSocket,
+    Congestion, ListenOptions, LocalError, LocalLimits, LocalServices, Opening, PingReply, PingSocket, Proxied,
+    ProxyDatagram, ProxyEcho, ReceiveLimits, SocketError, StreamError, StreamOptions, StreamState, TcpListener,
+    TcpStream, UdpDatagram, UdpSocket, Unreached,
 };
 pub use crate::offload::{ChecksumState, Ingress, LinkOffloads, Offload, Segmentation, SegmentationKind};
 pub use crate::packet::{Keeper, Packet, Verdict};

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::ArgGroup;
 use clap::Args;
@@ -17,6 +18,9 @@ use self::gateway::GatewayArgs;
 use crate::commands;
 use crate::demo;
 use crate::demo::LinkChoice;
+use crate::egress;
+use crate::egress::EgressLimits;
+use crate::egress::EgressOptions;
 use crate::gateway::Start;
 use crate::gateway::run;
 use crate::gateway::serve_guest;
@@ -88,6 +92,26 @@ enum Command {
     /// of it is saved with `sandbox-demo save` and goes on in another process. What the guest may not do is refused at once.
     #[command(after_long_help = gateway::EXAMPLE)]
     Gateway(GatewayArgs),
+    /// Check an egress policy, or give a running gateway another.
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
+    /// Print a gateway's last events: why packets were dropped, and what rules have logged.
+    ///
+    /// The newest 4,096 are kept, each with a number.
+    Events {
+        /// Only those behind this number.
+        #[arg(long, value_name = "NUMBER")]
+        after: Option<u64>,
+        #[command(flatten)]
+        control: Control,
+    },
+    /// Print how many host sockets a gateway's guests have, and the egress policy.
+    Egress {
+        #[command(flatten)]
+        control: Control,
+    },
     /// Save a running gateway or server to a file.
     ///
     /// The file appears whole or not at all, readable by its owner only. It holds flows, NAT bindings, rules and users'
@@ -158,6 +182,41 @@ enum Command {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Read a policy file and print what it means; exit code 1 with the line if it cannot be read.
+    #[command(after_long_help = POLICY_EXAMPLE)]
+    Check {
+        /// The policy file (TOML).
+        file: PathBuf,
+    },
+    /// Put a policy file in force in a running gateway, at once.
+    ///
+    /// New flows meet the new rules. Flows that the new policy does not allow end: TCP connections are reset on both sides.
+    Load {
+        /// The policy file (TOML).
+        file: PathBuf,
+        #[command(flatten)]
+        control: Control,
+    },
+}
+
+/// Egress by the host's own sockets.
+#[derive(Debug, Args)]
+struct EgressArgs {
+    /// Let guests out by this process's own sockets, which takes no privileges, as far as this policy allows
+    /// (see `policy check`). A restored gateway that was saved with a policy needs none: its image's is in force from the first frame,
+    /// and a file given here replaces it before that.
+    #[arg(long = "egress-policy", value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Most TCP connections of guests by host sockets, and as many flows of UDP.
+    #[arg(long = "egress-flows", value_name = "NUMBER", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    flows: u32,
+    /// How long a host socket may connect, in seconds. Linux gives up after 127.
+    #[arg(long = "egress-connect-timeout", value_name = "SECONDS", default_value_t = 127, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    connect: u64,
+}
+
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("start").required(true))]
 struct RunArgs {
@@ -224,6 +283,8 @@ struct RunPlace {
     /// Pass no traffic until `sandbox-demo resume`.
     #[arg(long)]
     hold: bool,
+    #[command(flatten)]
+    egress: EgressArgs,
     #[command(flatten)]
     control: Control,
     /// End with the process of this id.
@@ -300,6 +361,12 @@ impl Cli {
             Command::List { control } => commands::list(&control.socket, json)?,
             Command::Neighbours { control } => commands::neighbours(&control.socket, json)?,
             Command::Hooks { control } => commands::hooks(&control.socket, json)?,
+            Command::Policy { command: PolicyCommand::Check { file } } => commands::policy_check(&file, json)?,
+            Command::Policy { command: PolicyCommand::Load { file, control } } => {
+                commands::policy_load(&file, &control.socket, json)?;
+            }
+            Command::Events { after, control } => commands::events(&control.socket, after, json)?,
+            Command::Egress { control } => commands::egress(&control.socket, json)?,
             Command::Stats { control } => commands::stats(&control.socket, json)?,
             Command::Inspect { image } => commands::inspect(&image, json)?,
             Command::Diff { before, after } => commands::diff(&before, &after, json)?,
@@ -315,7 +382,16 @@ impl RunPlace {
             netns::die_with(parent)?;
         }
         let links = self.offload.choose(&self.links)?;
-        run(start, &links, &self.control.socket, self.hold, json)
+        let EgressArgs { policy, flows, connect } = &self.egress;
+        let mut engine = start.engine(&links)?;
+        if policy.is_some() || egress::has_policy(engine.stack().0.rules()) {
+            let most = *flows as usize;
+            let connect = Duration::from_secs(*connect);
+            let limits = EgressLimits { tcp: most, udp: most, connect, ..EgressLimits::default() };
+            let options = EgressOptions { policy: policy.clone(), limits };
+            return egress::run(engine, &links, &self.control.socket, self.hold, json, &options);
+        }
+        run(engine, &links, &self.control.socket, self.hold, json)
     }
 }
 
@@ -343,6 +419,8 @@ const EXAMPLE: &str = concat!(
      The device should have no IP addresses of its own, and offloads must be off. Rules must let ICMPv6 in (chain input) \
      for neighbour discovery to work, as in nft."
 );
+
+const POLICY_EXAMPLE: &str = concat!("An example policy:\n\n", include_str!("../example-egress.toml"));
 
 const SERVE_EXAMPLE: &str = "\
 An example, as root; the client is the kernel of a namespace:

@@ -8,7 +8,7 @@ use crate::headers::Parsed;
 use crate::protocol::{ProtocolState, TcpSegmentKind, TcpSide, TcpState, TcpTrack};
 use crate::record::{Counters, FlowRecord};
 use crate::status::Status;
-use crate::table::{Flows, Slot};
+use crate::table::{Flows, Packed, Slot};
 use crate::tracker::Packet;
 use crate::tuple::{Direction, Tuple, Zone};
 
@@ -39,11 +39,9 @@ impl Validated {
     /// its tuples are taken.
     pub fn add_severed(&mut self, flow: &FlowRecord) -> bool {
         let flows = self.table.flows_mut();
+        let (orig, reply) = (Packed::of(&flow.orig), Packed::of(&flow.reply));
         let is_taken = flows.in_creation_order().into_iter().any(|slot| {
-            flows
-                .direction_of(slot, &flow.orig, flow.zone)
-                .or(flows.direction_of(slot, &flow.reply, flow.zone))
-                .is_some()
+            flows.direction_of(slot, &orig, flow.zone).or(flows.direction_of(slot, &reply, flow.zone)).is_some()
         });
         let flow = FlowRecord { status: flow.status | SEVERED, ..flow.clone() };
         !is_taken && flows.store(&flow).is_some()

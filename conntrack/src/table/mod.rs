@@ -20,7 +20,7 @@ use hibernet_snapshot::{Entropy, Instant, Invalid, Redraw, Snapshot};
 
 pub use self::flows::{FlowsSaved, Handle};
 
-use self::addr::Packed;
+pub(crate) use self::addr::Packed;
 pub(crate) use self::addr::hash_tuple;
 pub(crate) use self::flows::{DueOrder, Flows, Frame, Moved, Part, Slot, check_capacity};
 pub(crate) use self::hash::{HashKey, Keyed, siphash};

@@ -26,6 +26,7 @@ use serde_json::Value;
 
 use super::application;
 use super::config::GatewayConfig;
+use super::events::EventLog;
 use super::run::read_image;
 use crate::clock;
 use crate::clock::StackClock;
@@ -50,6 +51,7 @@ use crate::control::StatusReply;
 use crate::fault::image_fault;
 use crate::link::Buffers;
 use crate::link::Link;
+use crate::link::LinkSpec;
 
 /// A stack at work.
 pub(crate) struct Engine {
@@ -62,6 +64,7 @@ pub(crate) struct Engine {
     clock: StackClock,
     state: RunState,
     entropy: Entropy,
+    events: EventLog,
     restored: Option<RestoreSummary>,
     application: Option<Application>,
     application_state: Option<Vec<u8>>,
@@ -118,6 +121,11 @@ impl Engine {
         self.restored.as_ref()
     }
 
+    /// The same, for who has to tell more of it.
+    pub(crate) fn summary_mut(&mut self) -> Option<&mut RestoreSummary> {
+        self.restored.as_mut()
+    }
+
     /// Joins an open device to the stack's link of the same name.
     pub(crate) fn attach(&mut self, link: Link) -> anyhow::Result<()> {
         self.medium_of(link.name())?;
@@ -126,6 +134,15 @@ impl Engine {
         self.links.push((id, link));
         self.ready.push(true);
         Ok(())
+    }
+
+    /// Opens and joins all devices; every link of the stack must have one.
+    pub(crate) fn open_links(&mut self, links: &[LinkSpec]) -> anyhow::Result<()> {
+        for spec in links {
+            let medium = self.medium_of(spec.name())?;
+            self.attach(Link::open(spec, medium)?)?;
+        }
+        self.check_links()
     }
 
     /// What the stack's link of that name carries.
@@ -221,7 +238,9 @@ impl Engine {
         }
         self.stack.poll(now);
         self.emit();
-        while self.stack.next_event().is_some() {}
+        while let Some(event) = self.stack.next_event() {
+            self.events.note(event);
+        }
         more
     }
 
@@ -233,6 +252,10 @@ impl Engine {
             Request::Neighbours => reply(&self.neighbours()),
             Request::Hooks => reply(&self.hooks()),
             Request::Stats => reply(&self.stats()),
+            Request::Events { after } => reply(&self.events.reply(after, &self.stack)),
+            Request::Policy { .. } | Request::Egress => {
+                Err(anyhow::anyhow!("this gateway has no egress: it was started without --egress-policy"))
+            }
             Request::Save { path, after } => return self.save(path, after),
             Request::Canary { path } => self.canary(&path).and_then(|found| reply(&found)),
             Request::Keys => reply(&self.keys()),
@@ -254,6 +277,7 @@ impl Engine {
             clock,
             state: RunState::Held,
             entropy,
+            events: EventLog::default(),
             restored,
             application: None,
             application_state: None,

@@ -5,6 +5,7 @@ mod config;
 mod dhcp;
 mod dns;
 mod engine;
+mod events;
 mod forward;
 mod guest;
 mod guest_rules;

@@ -35,24 +35,32 @@ pub(crate) enum Start {
     Restored(PathBuf),
 }
 
+impl Start {
+    /// The stack, held and without devices.
+    pub(crate) fn engine(&self, links: &[LinkSpec]) -> anyhow::Result<Engine> {
+        match self {
+            Self::Fresh(file) => {
+                let mut config = GatewayConfig::read(file)?;
+                config.settle_macs(links)?;
+                Engine::fresh(&config)
+            }
+            Self::Restored(file) => Engine::restored(file, Supplied::default()),
+        }
+    }
+}
+
 /// Runs a gateway until it is told to stop, by SIGINT or SIGTERM.
 ///
 /// With `hold` it passes nothing until it is told to `resume`. A restored one says first what became of what was saved.
-pub(crate) fn run(start: &Start, links: &[LinkSpec], control: &Path, hold: bool, json: bool) -> anyhow::Result<()> {
+pub(crate) fn run(
+    mut engine: Engine,
+    links: &[LinkSpec],
+    control: &Path,
+    hold: bool,
+    json: bool,
+) -> anyhow::Result<()> {
     let stopped = stop_on_signals()?;
-    let mut engine = match start {
-        Start::Fresh(file) => {
-            let mut config = GatewayConfig::read(file)?;
-            config.settle_macs(links)?;
-            Engine::fresh(&config)?
-        }
-        Start::Restored(file) => Engine::restored(file, Supplied::default())?,
-    };
-    for spec in links {
-        let medium = engine.medium_of(spec.name())?;
-        engine.attach(Link::open(spec, medium)?)?;
-    }
-    engine.check_links()?;
+    engine.open_links(links)?;
     let mut server = ControlServer::bind(control)?;
     if let Some(summary) = engine.summary() {
         print(json, summary, || summary.text())?;
