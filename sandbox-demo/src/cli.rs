@@ -376,19 +376,22 @@ impl Cli {
     }
 }
 
+impl EgressArgs {
+    fn limits(&self) -> EgressLimits {
+        let (most, connect) = (self.flows as usize, Duration::from_secs(self.connect));
+        EgressLimits { tcp: most, udp: most, connect, ..EgressLimits::default() }
+    }
+}
+
 impl RunPlace {
     fn run(&self, start: &Start, json: bool) -> anyhow::Result<()> {
         if let Some(parent) = self.parent {
             netns::die_with(parent)?;
         }
         let links = self.offload.choose(&self.links)?;
-        let EgressArgs { policy, flows, connect } = &self.egress;
         let mut engine = start.engine(&links)?;
-        if policy.is_some() || egress::has_policy(engine.stack().0.rules()) {
-            let most = *flows as usize;
-            let connect = Duration::from_secs(*connect);
-            let limits = EgressLimits { tcp: most, udp: most, connect, ..EgressLimits::default() };
-            let options = EgressOptions { policy: policy.clone(), limits };
+        if self.egress.policy.is_some() || egress::has_policy(engine.stack().0.rules()) {
+            let options = EgressOptions { policy: self.egress.policy.clone(), limits: self.egress.limits() };
             return egress::run(engine, &links, &self.control.socket, self.hold, json, &options);
         }
         run(engine, &links, &self.control.socket, self.hold, json)

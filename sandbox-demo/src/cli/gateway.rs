@@ -11,6 +11,8 @@ use hibernet_netstack::Cidr;
 use hibernet_netstack::MacAddr;
 
 use super::Control;
+use super::EgressArgs;
+use crate::gateway::EgressChoice;
 use crate::gateway::Forward;
 use crate::gateway::GuestOptions;
 use crate::gateway::GuestPlace;
@@ -66,6 +68,8 @@ pub(super) struct GatewayArgs {
     /// The router beyond the uplink's own networks. Give it once per family.
     #[arg(long, value_name = "ADDRESS", requires = "uplink", conflicts_with = "restore")]
     via: Vec<IpAddr>,
+    #[command(flatten)]
+    egress: EgressArgs,
     /// Port of an echo service at the gateway's addresses, TCP and UDP (RFC 862).
     #[arg(long, value_name = "PORT", conflicts_with = "restore", value_parser = clap::value_parser!(u16).range(1..))]
     echo: Option<u16>,
@@ -79,7 +83,7 @@ pub(super) struct GatewayArgs {
 impl GatewayArgs {
     pub(super) fn options(self, json: bool) -> GuestOptions {
         let Self { link, addrs, restore, mac, mtu, dhcp_first, dhcp_lease, no_dhcp, .. } = self;
-        let Self { resolvers, no_dns, forwards, uplink, uplink_addrs, via, echo, hold, control, .. } = self;
+        let Self { resolvers, no_dns, forwards, uplink, uplink_addrs, via, egress, echo, hold, control, .. } = self;
         let is_restore = restore.is_some();
         let start = match restore {
             Some(image) => GuestStart::Restored(image),
@@ -101,7 +105,8 @@ impl GatewayArgs {
             false => Some(Resolvers::These(resolvers)),
         };
         let forwards = (!is_restore || !forwards.is_empty()).then_some(forwards);
-        GuestOptions { start, link, uplink, dns, forwards, control: control.socket, hold, json }
+        let egress = EgressChoice { limits: egress.limits(), policy: egress.policy };
+        GuestOptions { start, link, uplink, dns, forwards, egress, control: control.socket, hold, json }
     }
 }
 
@@ -133,6 +138,10 @@ processes, once the virtual machine stands still (`stop` of QMP, then `migrate` 
 
 Connections of the guest with the gateway itself, and by the uplink with the world, go on. Those with a socket of the host
 (forwards) are reset as soon as the guest is there again: the socket went with the old process.
+
+Without privileges the guest gets out by sockets of the host, where a policy lets it (`policy check --help` shows one):
+
+  sandbox-demo gateway --link stream:guest@guest.sock --egress-policy egress.toml
 
 With an uplink, as root, the guest reaches the world behind an address of its own, and its connections survive:
 
