@@ -297,7 +297,86 @@ def uplink():
     gateway.kill()
 
 
-CHECKS = {"stream": lambda: flow("stream"), "dgram": lambda: flow("dgram"), "uplink": uplink}
+class EchoServer(threading.Thread):
+    """A kernel's echo service: each connection's bytes go back, and its end too."""
+
+    def __init__(self, address):
+        super().__init__(daemon=True)
+        self.listener = socket.create_server(address)
+        self.start()
+
+    def run(self):
+        while True:
+            client, _ = self.listener.accept()
+            threading.Thread(target=self.serve, args=(client,), daemon=True).start()
+
+    def serve(self, client):
+        try:
+            while piece := client.recv(4096):
+                client.sendall(piece)
+            client.close()
+        except OSError:
+            pass
+
+
+def tries(text, end):
+    """What became of each try to connect: status, and seconds by the guest's clock."""
+    found = re.findall(r"TRY %s status=(\d+) from=([\d.]+) to=([\d.]+)" % re.escape(end), text)
+    return [(int(status), float(ended) - float(begun)) for status, begun, ended in found]
+
+
+def policy():
+    """What a policy denies fails in the guest at once and is an event; what it allows goes out by the host's own sockets."""
+    for address in ("198.51.100.1", "198.51.100.2"):
+        subprocess.run(["ip", "addr", "add", address + "/32", "dev", "lo"], check=True)
+    EchoServer(("198.51.100.1", 7001))
+    EchoServer(("198.51.100.2", 7001))
+    allowed, refused = "198.51.100.1:7001", "198.51.100.1:7009"
+    denied = ["198.51.100.2:7001", "198.51.100.1:7002"]
+    rules = RUN / "policy.toml"
+    rules.write_text('[[rule]]\naction = "allow"\ncidr = "198.51.100.1"\nprotocol = "tcp"\nports = [7001, 7009]\n')
+    first = Gateway("policy", NOBODY, "--no-dns", "--egress-policy", str(rules))
+    append = "guest.dhcp=1 guest.echo=%s guest.try=%s" % (allowed, ",".join([allowed, refused, *denied]))
+    guest = Guest("policy-a", NOBODY, "policy", append=append, state="policy").boot()
+    guest.wait("ECHO line-2", BOOT)
+    guest.wait(r"TRY %s status" % re.escape(denied[-1]), 30)
+
+    def judge(console, gateway):
+        seen = {end: tries(console, end) for end in [allowed, refused, *denied]}
+        for end, results in seen.items():
+            assert results, (end, console[-2000:])
+            # By the guest's clock, whose connections to nobody would take seconds to fail.
+            assert all((status == 0) == (end == allowed) and took < 1 for status, took in results), (end, results)
+        events = gateway.ask("events")["events"]
+        for end in denied:
+            told = [event for event in events if (event["reason"], event["dst"]) == ("reject", end)]
+            assert told and told[0]["chain"].startswith("egress"), (end, events[-5:])
+        return told[0]["text"]
+
+    text = judge(guest.console(), first)
+    say("policy: allowed is answered, refused and denied fail within a second; events: %s" % text)
+
+    guest.save()
+    first.save(RUN / "policy.hib")
+    guest.kill()
+    first.kill()
+    second = Gateway("policy", NOBODY, "--restore", str(RUN / "policy.hib"))
+    lost = second.ready["lost"]["resets"]
+    assert any(allowed in reset for reset in lost), second.ready
+    again = Guest("policy-b", NOBODY, "policy", append=append, state="policy").restore().go_on()
+    begun = time.monotonic()
+    again.wait("CLOSED outbound", 30)
+    ticks = again.console().split("CLOSED outbound")[0].count("TICK")
+    assert ticks <= 2, again.console()
+    took = time.monotonic() - begun
+    again.wait(r"TRY %s status[\s\S]*TRY %s status" % (re.escape(allowed), re.escape(denied[-1])), 30)
+    judge(again.console(), second)
+    say("policy: after the restore, without the file, the same holds; the lost connection was reset %.1f s behind `cont`" % took)
+    again.kill()
+    second.kill()
+
+
+CHECKS = {"stream": lambda: flow("stream"), "dgram": lambda: flow("dgram"), "policy": policy, "uplink": uplink}
 
 
 def main():
