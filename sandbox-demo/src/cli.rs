@@ -91,7 +91,7 @@ enum Command {
     /// answers ARP, neighbour discovery and pings, takes connections to the host in to it, and with an uplink lets it out. All
     /// of it is saved with `sandbox-demo save` and goes on in another process. What the guest may not do is refused at once.
     #[command(after_long_help = gateway::EXAMPLE)]
-    Gateway(GatewayArgs),
+    Gateway(Box<GatewayArgs>),
     /// Check an egress policy, or give a running gateway another.
     Policy {
         #[command(subcommand)]
@@ -354,7 +354,7 @@ impl Cli {
                 at.run(&start.ok_or_else(|| anyhow::anyhow!("give --config or --restore"))?, json)?;
             }
             Command::Serve(args) => serve::serve(args.options(json))?,
-            Command::Gateway(args) => serve_guest(args.options(json))?,
+            Command::Gateway(args) => serve_guest((*args).options(json))?,
             Command::Restore { image, at } => at.run(&Start::Restored(image), json)?,
             Command::Save { image, hold, control } => commands::save(&control.socket, &image, hold, json)?,
             Command::Resume { control } => commands::resume(&control.socket, json)?,
