@@ -79,6 +79,7 @@ class Guest:
 
     def wait(self, pattern, seconds):
         def look():
+            assert "Kernel panic" not in self.console(), self.console()[-2000:]
             return re.search(pattern, self.console())
         try:
             return until(pattern, seconds, look)

@@ -1,6 +1,8 @@
 //! The command line.
 
 mod gateway;
+mod restoring;
+mod vm;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -15,12 +17,15 @@ use clap::Subcommand;
 use hibernet_netstack::Cidr;
 
 use self::gateway::GatewayArgs;
+use self::restoring::RestoreArgs;
+use self::vm::VmCommand;
 use crate::commands;
 use crate::demo;
 use crate::demo::LinkChoice;
 use crate::egress;
 use crate::egress::EgressLimits;
 use crate::egress::EgressOptions;
+use crate::gateway::RestoreRequest;
 use crate::gateway::Start;
 use crate::gateway::run;
 use crate::gateway::serve_guest;
@@ -134,7 +139,32 @@ enum Command {
         /// The image to start from.
         image: PathBuf,
         #[command(flatten)]
+        how: RestoreArgs,
+        #[command(flatten)]
         at: RunPlace,
+    },
+    /// Let a gateway take in what waits on its links, and stand still.
+    ///
+    /// To checkpoint a guest: stop the guest, pause the gateway, save it, then save the guest. `vm save` does all of it.
+    Pause {
+        #[command(flatten)]
+        control: Control,
+    },
+    /// Print what a gateway is doing, and how it came out of its image.
+    Status {
+        #[command(flatten)]
+        control: Control,
+    },
+    /// Put an image in place of a paused gateway's stack, on the same links.
+    ///
+    /// A refused image changes nothing. The gateway stays paused until `resume`.
+    Load {
+        /// The image.
+        image: PathBuf,
+        #[command(flatten)]
+        how: RestoreArgs,
+        #[command(flatten)]
+        control: Control,
     },
     /// Let a gateway go on that was started or saved with --hold.
     Resume {
@@ -161,6 +191,9 @@ enum Command {
         #[command(flatten)]
         control: Control,
     },
+    /// Checkpoint a QEMU virtual machine together with its network, and bring it back.
+    #[command(subcommand)]
+    Vm(VmCommand),
     /// Print what an image holds: its header, sections and counts.
     Inspect {
         /// The image.
@@ -226,6 +259,8 @@ struct RunArgs {
     /// Start from this image; configuration and rules come with it.
     #[arg(long, value_name = "IMAGE", group = "start")]
     restore: Option<PathBuf>,
+    #[command(flatten)]
+    how: RestoreArgs,
     #[command(flatten)]
     at: RunPlace,
 }
@@ -349,13 +384,23 @@ impl Cli {
         let json = self.json;
         match self.command.unwrap_or(Command::Demo { links: None }) {
             Command::Demo { links } => return demo::demo(links, json),
-            Command::Run(RunArgs { config, restore, at }) => {
-                let start = config.map(Start::Fresh).or(restore.map(Start::Restored));
-                at.run(&start.ok_or_else(|| anyhow::anyhow!("give --config or --restore"))?, json)?;
+            Command::Run(RunArgs { config, restore, how, at }) => {
+                let start = match (config, restore) {
+                    (Some(config), _) => {
+                        how.expect_none()?;
+                        Start::Fresh(config)
+                    }
+                    (None, Some(image)) => Start::Restored(Box::new(how.request(image)?)),
+                    (None, None) => anyhow::bail!("give --config or --restore"),
+                };
+                at.run(&start, json)?;
             }
             Command::Serve(args) => serve::serve(args.options(json))?,
-            Command::Gateway(args) => serve_guest((*args).options(json))?,
-            Command::Restore { image, at } => at.run(&Start::Restored(image), json)?,
+            Command::Restore { image, how, at } => at.run(&Start::Restored(Box::new(how.request(image)?)), json)?,
+            Command::Gateway(args) => serve_guest((*args).options(json)?)?,
+            Command::Pause { control } => commands::pause(&control.socket, json)?,
+            Command::Status { control } => commands::status(&control.socket, json)?,
+            Command::Load { image, how, control } => commands::load(&control.socket, how.request(image)?, json)?,
             Command::Save { image, hold, control } => commands::save(&control.socket, &image, hold, json)?,
             Command::Resume { control } => commands::resume(&control.socket, json)?,
             Command::List { control } => commands::list(&control.socket, json)?,
@@ -368,6 +413,7 @@ impl Cli {
             Command::Events { after, control } => commands::events(&control.socket, after, json)?,
             Command::Egress { control } => commands::egress(&control.socket, json)?,
             Command::Stats { control } => commands::stats(&control.socket, json)?,
+            Command::Vm(command) => return command.run(json),
             Command::Inspect { image } => commands::inspect(&image, json)?,
             Command::Diff { before, after } => commands::diff(&before, &after, json)?,
             Command::Peer { parent } => peers::serve(parent)?,
@@ -402,7 +448,7 @@ impl ServeArgs {
     fn options(self, json: bool) -> ServeOptions {
         let Self { link, addrs, restore, via, mtu, http, echo, root, max_connections, hold, control } = self;
         let start = match restore {
-            Some(image) => ServeStart::Restored(image),
+            Some(image) => ServeStart::Restored(Box::new(RestoreRequest::moved(image))),
             None => ServeStart::Fresh(Place { addrs, via, mtu, http, echo }),
         };
         ServeOptions { start, link, root, most: max_connections, control: control.socket, hold, json }

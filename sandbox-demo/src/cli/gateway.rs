@@ -12,6 +12,7 @@ use hibernet_netstack::MacAddr;
 
 use super::Control;
 use super::EgressArgs;
+use super::restoring::RestoreArgs;
 use crate::gateway::EgressChoice;
 use crate::gateway::Forward;
 use crate::gateway::GuestOptions;
@@ -73,6 +74,8 @@ pub(super) struct GatewayArgs {
     /// Port of an echo service at the gateway's addresses, TCP and UDP (RFC 862).
     #[arg(long, value_name = "PORT", conflicts_with = "restore", value_parser = clap::value_parser!(u16).range(1..))]
     echo: Option<u16>,
+    #[command(flatten)]
+    how: RestoreArgs,
     /// Pass no traffic until `sandbox-demo resume`.
     #[arg(long)]
     hold: bool,
@@ -81,22 +84,32 @@ pub(super) struct GatewayArgs {
 }
 
 impl GatewayArgs {
-    pub(super) fn options(self, json: bool) -> GuestOptions {
+    pub(super) fn options(self, json: bool) -> anyhow::Result<GuestOptions> {
         let Self { link, addrs, restore, mac, mtu, dhcp_first, dhcp_lease, no_dhcp, .. } = self;
-        let Self { resolvers, no_dns, forwards, uplink, uplink_addrs, via, egress, echo, hold, control, .. } = self;
+        let Self { resolvers, no_dns, forwards, uplink, uplink_addrs, via, egress, echo, hold, how, control, .. } =
+            self;
         let is_restore = restore.is_some();
         let start = match restore {
-            Some(image) => GuestStart::Restored(image),
-            None => GuestStart::Fresh(GuestPlace {
-                addrs,
-                mac,
-                mtu,
-                dhcp: (!no_dhcp).then_some(dhcp_first),
-                lease: Duration::from_secs(dhcp_lease.into()),
-                echo,
-                uplink_addrs,
-                via,
-            }),
+            Some(image) => {
+                let mut request = how.request(image)?;
+                if request.inside.is_empty() {
+                    request.inside.push(link.name().to_owned());
+                }
+                GuestStart::Restored(Box::new(request))
+            }
+            None => {
+                how.expect_none()?;
+                GuestStart::Fresh(GuestPlace {
+                    addrs,
+                    mac,
+                    mtu,
+                    dhcp: (!no_dhcp).then_some(dhcp_first),
+                    lease: Duration::from_secs(dhcp_lease.into()),
+                    echo,
+                    uplink_addrs,
+                    via,
+                })
+            }
         };
         let dns = match resolvers.is_empty() {
             true if no_dns => Some(Resolvers::Nobody),
@@ -106,7 +119,7 @@ impl GatewayArgs {
         };
         let forwards = (!is_restore || !forwards.is_empty()).then_some(forwards);
         let egress = EgressChoice { limits: egress.limits(), policy: egress.policy };
-        GuestOptions { start, link, uplink, dns, forwards, egress, control: control.socket, hold, json }
+        Ok(GuestOptions { start, link, uplink, dns, forwards, egress, control: control.socket, hold, json })
     }
 }
 
@@ -161,7 +174,9 @@ mod tests {
 
     fn parse(args: &[&str]) -> Result<GuestOptions, String> {
         let all = ["gateway", "--link", "stream:g@/s"].iter().chain(args);
-        Line::try_parse_from(all).map(|line| line.args.options(false)).map_err(|error| error.to_string())
+        Line::try_parse_from(all)
+            .map_err(|error| error.to_string())
+            .and_then(|line| line.args.options(false).map_err(|error| error.to_string()))
     }
 
     #[test]

@@ -50,9 +50,11 @@ use super::guest_rules::rules;
 use crate::commands::print;
 use crate::control::Answer;
 use crate::control::ControlTasks;
+use crate::control::Refused;
 use crate::control::Request;
 use crate::control::RestoreSummary;
 use crate::fault::Fault;
+use crate::gateway::RestoreRequest;
 use crate::link::Link;
 use crate::link::LinkSpec;
 use crate::runtime;
@@ -79,7 +81,7 @@ pub(crate) struct GuestOptions {
 pub(crate) enum GuestStart {
     Fresh(GuestPlace),
     /// From an image that `gateway` was saved to; all of [`GuestPlace`] comes with it.
-    Restored(PathBuf),
+    Restored(Box<RestoreRequest>),
 }
 
 /// What a new gateway is.
@@ -179,6 +181,9 @@ async fn run(options: GuestOptions) -> anyhow::Result<Net> {
     let own = addresses(&mut engine, link.name());
     let lost = if is_restored { Some(restored::sort(&mut engine, saved.dns_pending)) } else { None };
 
+    // Leases are promises to the network, where time may have gone on.
+    let gone = engine.summary().map_or(0.0, |summary| summary.counted_seconds);
+    saved.leases.iter_mut().for_each(|lease| lease.age(Duration::try_from_secs_f64(gone).unwrap_or(Duration::MAX)));
     let now = engine.stack().1;
     let server = saved.dhcp.clone().map(|config| DhcpServer::restored(config, &saved.leases, now));
     let leases = server.iter().flat_map(|server| server.leases(now));
@@ -216,8 +221,8 @@ async fn run(options: GuestOptions) -> anyhow::Result<Net> {
     }
     let asked = net.clone();
     services.spawn_local(control_tasks.serve(move |request| match request {
-        Request::Policy { text } => Answer::Now(way_out.load(&text)),
-        Request::Egress => Answer::Now(way_out.report()),
+        Request::Policy { text } => Answer::Now(way_out.load(&text).map_err(|error| Refused::new(422, error))),
+        Request::Egress => Answer::Now(way_out.report().map_err(Refused::from)),
         request => asked.with_engine(|engine| engine.answer(request)),
     }));
     services.spawn_local(runtime::drive(net.clone()));
