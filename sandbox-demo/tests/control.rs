@@ -1,5 +1,7 @@
 //! The control socket of a gateway in a process of its own, as any HTTP client sees it.
 
+#![expect(clippy::disallowed_methods, reason = "files and waiting are this program's work")]
+
 use std::io::Read;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
