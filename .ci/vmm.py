@@ -229,7 +229,9 @@ class Pace(threading.Thread):
             ended = False
             while not (ended and self.given == self.size):
                 moved = False
-                if not ended and len(self.taken) <= self.allowed:
+                # The guest's nc does one thing at a time: as long as it cannot write it does not read, so what is still to be
+                # given has to be met by taking.
+                if not ended and (len(self.taken) <= self.allowed or self.given < min(self.allowed, self.size)):
                     try:
                         piece = peer.recv(16384)
                         ended, moved = not piece, True
