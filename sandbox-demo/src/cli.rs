@@ -299,6 +299,9 @@ struct ServeArgs {
     /// Size of each stream's two buffers, a power of two from 2048 to 67108864: they take memory as they are used.
     #[arg(long, value_name = "BYTES", default_value_t = 65_536)]
     buffer: u32,
+    /// Whether the device and the server leave checksums and segmentation to each other, `on` or `off`.
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    offload: OffloadChoice,
     /// The directory whose files are handed out.
     #[arg(long, value_name = "DIRECTORY", default_value = ".")]
     root: PathBuf,
@@ -410,7 +413,7 @@ impl Cli {
             }
             Command::Serve(args) => serve::serve(args.options(json)?)?,
             Command::Restore { image, how, at } => at.run(&Start::Restored(Box::new(how.request(image)?)), json)?,
-            Command::Gateway(args) => serve_guest(args.options(json)?)?,
+            Command::Gateway(args) => serve_guest((*args).options(json)?)?,
             Command::Pause { control } => commands::pause(&control.socket, json)?,
             Command::Status { control } => commands::status(&control.socket, json)?,
             Command::Load { image, how, control } => commands::load(&control.socket, how.request(image)?, json)?,
@@ -435,6 +438,13 @@ impl Cli {
     }
 }
 
+impl EgressArgs {
+    fn limits(&self) -> EgressLimits {
+        let (most, connect) = (self.flows as usize, Duration::from_secs(self.connect));
+        EgressLimits { tcp: most, udp: most, connect, ..EgressLimits::default() }
+    }
+}
+
 impl RunPlace {
     fn run(&self, start: &Start, json: bool) -> anyhow::Result<()> {
         if let Some(parent) = self.parent {
@@ -442,13 +452,9 @@ impl RunPlace {
         }
         self.offload.check(&self.links)?;
         let links: Vec<LinkSpec> = self.links.iter().cloned().map(|link| self.offload.chosen(link)).collect();
-        let EgressArgs { policy, flows, connect } = &self.egress;
         let mut engine = start.engine(&links)?;
-        if policy.is_some() || egress::has_policy(engine.stack().0.rules()) {
-            let most = *flows as usize;
-            let connect = Duration::from_secs(*connect);
-            let limits = EgressLimits { tcp: most, udp: most, connect, ..EgressLimits::default() };
-            let options = EgressOptions { policy: policy.clone(), limits };
+        if self.egress.policy.is_some() || egress::has_policy(engine.stack().0.rules()) {
+            let options = EgressOptions { policy: self.egress.policy.clone(), limits: self.egress.limits() };
             return egress::run(engine, &links, &self.control.socket, self.hold, json, &options);
         }
         run(engine, &links, &self.control.socket, self.hold, json)
