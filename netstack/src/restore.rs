@@ -306,6 +306,7 @@ impl Validated {
             ip_ids: WireChoices::redraw(&mut entropy),
             neighbours: neighbours.open(&mut entropy),
             lineage,
+            expiry_budget: crate::stack::EXPIRY_BUDGET,
             told: now,
         };
         report.instance = entropy.public_id();

@@ -135,6 +135,8 @@ pub struct Stack {
     pub(crate) lineage: Vec<GenerationId>,
     /// The last time the stack was told.
     pub(crate) told: Instant,
+    /// Most flows one poll looks at whose time may have come. The embedder's: not saved.
+    pub(crate) expiry_budget: usize,
 }
 
 /// A packet that waits for its turn.
@@ -173,6 +175,7 @@ impl Stack {
             neighbours: Neighbours::new(&mut entropy),
             lineage: Vec::new(),
             told: now,
+            expiry_budget: EXPIRY_BUDGET,
         })
     }
 
@@ -252,12 +255,21 @@ impl Stack {
     /// Does what is due: expiry of flows, timers of local connections, questions to neighbours.
     pub fn poll(&mut self, now: Instant) {
         self.tell(now);
-        self.conntrack.expire(now, EXPIRY_BUDGET);
+        self.conntrack.expire(now, self.expiry_budget);
         self.collect_conntrack_events();
         self.expire_fragments(now);
         self.attend_neighbours(now);
         self.local.poll(now);
         self.settle(now);
+    }
+
+    /// Bounds how many flows one poll looks at whose time may have come, and by that how long packets wait for it: 64 are some
+    /// tens of microseconds. Where there are more, the next poll is due at once. At first, and after a restore, it is 65,536.
+    ///
+    /// Which of the flows go first that run out together is then left open: a stack and one restored from it may tell of
+    /// them in another order.
+    pub fn set_expiry_budget(&mut self, flows: usize) {
+        self.expiry_budget = flows.max(1);
     }
 
     /// When [`Stack::poll`] is due next; `None` when nothing waits.
@@ -412,9 +424,8 @@ pub(crate) fn checked_links(links: Vec<LinkConfig>) -> Result<Links, ConfigError
     Ok(Links::new(links))
 }
 
-/// Most flows one poll looks at whose time may have come. Bounds for how long packets wait, to some tens of microseconds; where
-/// there are more, the next poll is due at once.
-const EXPIRY_BUDGET: usize = 64;
+/// Most flows one poll looks at whose time may have come, until the embedder says otherwise.
+pub(crate) const EXPIRY_BUDGET: usize = 65_536;
 
 impl From<DropReason> for LocalSendError {
     fn from(reason: DropReason) -> Self {

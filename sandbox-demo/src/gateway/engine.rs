@@ -275,7 +275,8 @@ impl Engine {
         Answer::Now(result.map_err(Refused::from))
     }
 
-    fn held(stack: Stack, clock: StackClock, entropy: Entropy, restored: Option<RestoreSummary>) -> Self {
+    fn held(mut stack: Stack, clock: StackClock, entropy: Entropy, restored: Option<RestoreSummary>) -> Self {
+        stack.set_expiry_budget(EXPIRY_BUDGET);
         Self {
             stack,
             links: Vec::new(),
@@ -545,3 +546,6 @@ const PLANTED: &str = "planted";
 const MOST_DRAINED: usize = 16_384;
 /// Bursts read from one link before the other has its turn.
 const ROUNDS: usize = 2;
+
+/// Flows that run out which one poll collects: packets wait for it some tens of microseconds.
+const EXPIRY_BUDGET: usize = 64;
