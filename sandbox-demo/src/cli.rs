@@ -299,9 +299,6 @@ struct ServeArgs {
     /// Size of each stream's two buffers, a power of two from 2048 to 67108864: they take memory as they are used.
     #[arg(long, value_name = "BYTES", default_value_t = 65_536)]
     buffer: u32,
-    /// Whether the device's kernel leaves checksums and segmentation to the stack, and the stack to it: `on` or `off`.
-    #[arg(long, value_name = "on|off", default_value = "on")]
-    offload: OffloadChoice,
     /// The directory whose files are handed out.
     #[arg(long, value_name = "DIRECTORY", default_value = ".")]
     root: PathBuf,

@@ -138,7 +138,7 @@ impl Host {
         for _ in 0..BURST {
             let Some(Ingress { frame, .. }) = self.device.receive() else { break };
             self.counts.received += 1;
-            burst.extend(self.sky.pass(Way::Inward, frame.frame).into_iter().map(whole));
+            burst.extend(self.sky.pass(Way::Inward, frame).into_iter().map(whole));
         }
         self.stack.ingress_burst(self.link, burst, now);
         self.emit();
