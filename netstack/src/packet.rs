@@ -38,6 +38,8 @@ pub struct Packet {
     /// How it came, if reassembly has put it together.
     pub(crate) reassembled: Option<Cuts>,
     offload: Offload,
+    /// Connection tracking has verified its transport checksum.
+    pub(crate) checked: bool,
     /// What the first stages of its burst found out for `track`.
     pub(crate) ahead: Ahead,
 }
@@ -111,6 +113,7 @@ impl Packet {
             tproxy,
             reassembled,
             offload,
+            checked,
             ahead,
         } = self;
         Self {
@@ -127,6 +130,7 @@ impl Packet {
             tproxy: *tproxy,
             reassembled: reassembled.clone(),
             offload: *offload,
+            checked: *checked,
             ahead: *ahead,
         }
     }
@@ -147,8 +151,13 @@ impl Packet {
 
     /// Its segments as packets, with complete checksums or, if `partial`, with missing ones; none if it is one segment.
     pub(crate) fn segments(&self, partial: bool) -> Option<Result<Vec<Self>, DropReason>> {
-        let pieces = segments(self.bytes(), &self.parsed, self.offload.segmentation?, partial)?;
+        let pieces = segments(self.bytes(), &self.parsed, self.offload.segmentation?, partial, &[])?;
         Some(pieces.into_iter().map(|(bytes, offload)| self.piece(bytes, offload)).collect())
+    }
+
+    /// Its segments as frames behind `front`, as [`Packet::segments`].
+    pub(crate) fn framed_segments(&self, partial: bool, front: &[u8]) -> Option<Vec<(Vec<u8>, Offload)>> {
+        segments(self.bytes(), &self.parsed, self.offload.segmentation?, partial, front)
     }
 
     /// What is left to do about it.
@@ -342,6 +351,7 @@ impl Packet {
             tproxy: false,
             reassembled: None,
             offload,
+            checked: false,
             ahead: Ahead::default(),
         })
     }

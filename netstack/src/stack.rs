@@ -16,7 +16,7 @@ use crate::link::{LinkConfig, LinkId, Links, MAX_LINKS, sound};
 use crate::local::{Local, LocalLimits, LocalServices, ports_are_real};
 use crate::offload::{Ingress, LinkOffloads, Offload};
 use crate::packet::Packet;
-use crate::route::{Route, RouteError, RouteTable};
+use crate::route::{Route, RouteError, RouteTable, is_own};
 use crate::rules::{Rule, Rules, Ruleset, RulesetError};
 use crate::stats::Stats;
 
@@ -214,7 +214,7 @@ impl Stack {
         self.routes = RouteTable::new(&links, self.routes.given().to_vec())?;
         self.links = links;
         for cidr in before {
-            if !crate::route::is_own(&self.links, cidr.addr()) {
+            if !is_own(&self.links, cidr.addr()) {
                 self.conntrack.address_removed(cidr.addr(), now);
             }
         }
@@ -232,6 +232,13 @@ impl Stack {
     /// one by one, and comes sooner: the flows of up to 32 are looked up together.
     pub fn ingress_burst(&mut self, link: LinkId, burst: impl IntoIterator<Item = Ingress>, now: Instant) {
         self.accept_burst(link, burst, now);
+    }
+
+    /// Has TCP segments of a burst put together that are for this host and follow on each other, before any hook sees them
+    /// ("generic receive offload"). Rules and connection tracking then count one packet, as the kernel's do. At first, and
+    /// after a restore, they are not.
+    pub fn set_link_coalescing(&mut self, link: LinkId, coalesces: bool) {
+        self.links.set_coalescing(link, coalesces);
     }
 
     /// Says what the device behind a link takes, of what can be left undone: at first, and after a restore, nothing. Says
@@ -487,6 +494,12 @@ pub enum Errno {
     HostDown,
     /// `ENONET`.
     NotOnNetwork,
+    /// `ECONNRESET`.
+    ConnectionReset,
+    /// `ETIMEDOUT`.
+    TimedOut,
+    /// `EPIPE`.
+    BrokenPipe,
 }
 
 impl Errno {
@@ -508,6 +521,9 @@ impl Errno {
             Self::ProtocolNotAvailable => "ENOPROTOOPT",
             Self::HostDown => "EHOSTDOWN",
             Self::NotOnNetwork => "ENONET",
+            Self::ConnectionReset => "ECONNRESET",
+            Self::TimedOut => "ETIMEDOUT",
+            Self::BrokenPipe => "EPIPE",
         }
     }
 }

@@ -30,6 +30,7 @@ mod peers;
 mod runtime;
 mod serve;
 mod sys;
+mod vm;
 
 use std::process::ExitCode;
 

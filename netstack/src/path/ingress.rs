@@ -14,7 +14,7 @@ use crate::stack::Stack;
 impl Stack {
     /// What a link hands over: stripped of what is the link's, checked, then on its way.
     pub(super) fn accept_from_link(&mut self, link: LinkId, waiting: Waiting, now: Instant) {
-        let Waiting { frame, offload, read, ahead } = waiting;
+        let Waiting { frame, offload, read, ahead, .. } = waiting;
         let medium = self.links.link(link).filter(|_| link != LinkId::LOOPBACK).map(|link| link.medium);
         let (frame, at, link_group) = match medium {
             Some(Medium::Ip) => (frame, 0, false),

@@ -48,6 +48,10 @@ impl Stack {
                     };
                     self.events.push(StackEvent::Invalid { reason });
                 }
+                // Of a segment of a flow the checksum has been looked at.
+                let is_tcp = packet.parsed().proto == proto::TCP && packet.parsed().fragment.is_none();
+                let is_read = is_tcp && origin == Origin::Link && self.conntrack.sysctls().checksum;
+                packet.checked = is_read && attachment.direction().is_some();
                 packet.attachment = attachment;
                 Verdict::Accept
             }

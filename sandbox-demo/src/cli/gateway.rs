@@ -11,6 +11,9 @@ use hibernet_netstack::Cidr;
 use hibernet_netstack::MacAddr;
 
 use super::Control;
+use super::EgressArgs;
+use super::restoring::RestoreArgs;
+use crate::gateway::EgressChoice;
 use crate::gateway::Forward;
 use crate::gateway::GuestOptions;
 use crate::gateway::GuestPlace;
@@ -66,9 +69,13 @@ pub(super) struct GatewayArgs {
     /// The router beyond the uplink's own networks. Give it once per family.
     #[arg(long, value_name = "ADDRESS", requires = "uplink", conflicts_with = "restore")]
     via: Vec<IpAddr>,
+    #[command(flatten)]
+    egress: EgressArgs,
     /// Port of an echo service at the gateway's addresses, TCP and UDP (RFC 862).
     #[arg(long, value_name = "PORT", conflicts_with = "restore", value_parser = clap::value_parser!(u16).range(1..))]
     echo: Option<u16>,
+    #[command(flatten)]
+    how: RestoreArgs,
     /// Pass no traffic until `sandbox-demo resume`.
     #[arg(long)]
     hold: bool,
@@ -77,22 +84,32 @@ pub(super) struct GatewayArgs {
 }
 
 impl GatewayArgs {
-    pub(super) fn options(self, json: bool) -> GuestOptions {
+    pub(super) fn options(self, json: bool) -> anyhow::Result<GuestOptions> {
         let Self { link, addrs, restore, mac, mtu, dhcp_first, dhcp_lease, no_dhcp, .. } = self;
-        let Self { resolvers, no_dns, forwards, uplink, uplink_addrs, via, echo, hold, control, .. } = self;
+        let Self { resolvers, no_dns, forwards, uplink, uplink_addrs, via, egress, echo, hold, how, control, .. } =
+            self;
         let is_restore = restore.is_some();
         let start = match restore {
-            Some(image) => GuestStart::Restored(image),
-            None => GuestStart::Fresh(GuestPlace {
-                addrs,
-                mac,
-                mtu,
-                dhcp: (!no_dhcp).then_some(dhcp_first),
-                lease: Duration::from_secs(dhcp_lease.into()),
-                echo,
-                uplink_addrs,
-                via,
-            }),
+            Some(image) => {
+                let mut request = how.request(image)?;
+                if request.inside.is_empty() {
+                    request.inside.push(link.name().to_owned());
+                }
+                GuestStart::Restored(Box::new(request))
+            }
+            None => {
+                how.expect_none()?;
+                GuestStart::Fresh(GuestPlace {
+                    addrs,
+                    mac,
+                    mtu,
+                    dhcp: (!no_dhcp).then_some(dhcp_first),
+                    lease: Duration::from_secs(dhcp_lease.into()),
+                    echo,
+                    uplink_addrs,
+                    via,
+                })
+            }
         };
         let dns = match resolvers.is_empty() {
             true if no_dns => Some(Resolvers::Nobody),
@@ -101,7 +118,8 @@ impl GatewayArgs {
             false => Some(Resolvers::These(resolvers)),
         };
         let forwards = (!is_restore || !forwards.is_empty()).then_some(forwards);
-        GuestOptions { start, link, uplink, dns, forwards, control: control.socket, hold, json }
+        let egress = EgressChoice { limits: egress.limits(), policy: egress.policy };
+        Ok(GuestOptions { start, link, uplink, dns, forwards, egress, control: control.socket, hold, json })
     }
 }
 
@@ -134,6 +152,10 @@ processes, once the virtual machine stands still (`stop` of QMP, then `migrate` 
 Connections of the guest with the gateway itself, and by the uplink with the world, go on. Those with a socket of the host
 (forwards) are reset as soon as the guest is there again: the socket went with the old process.
 
+Without privileges the guest gets out by sockets of the host, where a policy lets it (`policy check --help` shows one):
+
+  sandbox-demo gateway --link stream:guest@guest.sock --egress-policy egress.toml
+
 With an uplink, as root, the guest reaches the world behind an address of its own, and its connections survive:
 
   sandbox-demo gateway --link stream:guest@guest.sock --uplink tap:net0 --uplink-addr 192.0.2.2/24 --via 192.0.2.1";
@@ -152,7 +174,9 @@ mod tests {
 
     fn parse(args: &[&str]) -> Result<GuestOptions, String> {
         let all = ["gateway", "--link", "stream:g@/s"].iter().chain(args);
-        Line::try_parse_from(all).map(|line| line.args.options(false)).map_err(|error| error.to_string())
+        Line::try_parse_from(all)
+            .map_err(|error| error.to_string())
+            .and_then(|line| line.args.options(false).map_err(|error| error.to_string()))
     }
 
     #[test]

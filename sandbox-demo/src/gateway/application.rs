@@ -9,16 +9,23 @@ use hibernet_snapshot::image::Limits;
 use hibernet_snapshot::image::Requirement;
 use hibernet_snapshot::image::SectionId;
 
-/// The image with the application's state behind the stack's.
-pub(super) fn with_section(image: &[u8], state: &[u8]) -> anyhow::Result<Vec<u8>> {
+/// The image with more sections behind the stack's, of these ids and versions; those that it has are replaced.
+pub(super) fn with_sections(image: &[u8], more: &[(SectionId, u16, &[u8])]) -> anyhow::Result<Vec<u8>> {
     let image = Image::parse(image, &Limits::default())?;
     let mut writer = ImageWriter::new(image.header());
     for section in image.sections() {
         let requirement = if section.required { Requirement::Required } else { Requirement::Optional };
         writer.section(section.id, section.version, requirement, section.body);
     }
-    writer.section(APPLICATION, VERSION, Requirement::Optional, state);
+    for (id, version, body) in more {
+        writer.section(*id, *version, Requirement::Optional, body);
+    }
     Ok(writer.finish())
+}
+
+/// Whether an image holds an application's state.
+pub(crate) fn has_application(image: &[u8]) -> anyhow::Result<bool> {
+    Ok(Image::parse(image, &Limits::default())?.section(APPLICATION).is_some())
 }
 
 /// The application's state in an image, if it has one.
@@ -33,8 +40,8 @@ pub(super) fn section(image: &[u8]) -> anyhow::Result<Option<Vec<u8>>> {
     Ok(Some(section.body.to_vec()))
 }
 
-const APPLICATION: SectionId = SectionId::new(*b"APPL");
-const VERSION: u16 = 1;
+pub(super) const APPLICATION: SectionId = SectionId::new(*b"APPL");
+pub(super) const VERSION: u16 = 1;
 
 #[cfg(test)]
 mod tests {
@@ -51,11 +58,11 @@ mod tests {
         let mut entropy = Entropy::from_test_seed(1);
         let stack = Stack::new(StackConfig::default(), entropy.fork(), Instant::ZERO).expect("a stack");
         let plain = stack.save(entropy.public_id(), Instant::ZERO).expect("an image");
-        let image = with_section(&plain, b"state").expect("a longer image");
+        let image = with_sections(&plain, &[(APPLICATION, VERSION, b"state")]).expect("a longer image");
         assert_eq!(section(&image).expect("a sound image"), Some(b"state".to_vec()));
         assert_eq!(section(&plain).expect("a sound image"), None);
         Decoded::open(&image, &Limits::default()).expect("the stack reads it as before");
-        let replaced = with_section(&image, b"other").expect("a third image");
+        let replaced = with_sections(&image, &[(APPLICATION, VERSION, b"other")]).expect("a third image");
         assert_eq!(section(&replaced).expect("a sound image"), Some(b"other".to_vec()));
     }
 }

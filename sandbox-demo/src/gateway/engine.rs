@@ -1,5 +1,6 @@
 //! The stack with its links and its clock, and what the control socket may ask of it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -9,11 +10,11 @@ use anyhow::Context;
 use hibernet_conntrack::CanaryScan;
 use hibernet_netstack::Decoded;
 use hibernet_netstack::Ingress;
+use hibernet_netstack::LinkConfig;
 use hibernet_netstack::LinkId;
 use hibernet_netstack::MacAddr;
 use hibernet_netstack::Medium;
 use hibernet_netstack::NeighbourEntry;
-use hibernet_netstack::RestorePolicy;
 use hibernet_netstack::Stack;
 use hibernet_netstack::Supplied;
 use hibernet_snapshot::Entropy;
@@ -27,6 +28,8 @@ use serde_json::Value;
 use super::application;
 use super::config::GatewayConfig;
 use super::events::EventLog;
+use super::restoring;
+use super::restoring::RestoreRequest;
 use super::run::read_image;
 use crate::clock;
 use crate::clock::StackClock;
@@ -42,6 +45,8 @@ use crate::control::LinkReply;
 use crate::control::ListReply;
 use crate::control::NeighbourReply;
 use crate::control::NeighboursReply;
+use crate::control::PauseReply;
+use crate::control::Refused;
 use crate::control::Request;
 use crate::control::RestoreSummary;
 use crate::control::RunState;
@@ -83,8 +88,9 @@ impl Engine {
     }
 
     /// A stack restored from an image under keys of its own, held.
-    pub(crate) fn restored(path: &Path, supplied: Supplied) -> anyhow::Result<Self> {
+    pub(crate) fn restored(request: &RestoreRequest, supplied: Supplied) -> anyhow::Result<Self> {
         let begun = clock::monotonic();
+        let path = request.path.as_path();
         let image = read_image(path)?;
         let mut entropy = Entropy::from_os().context("drawing keys")?;
         let clock = held_clock();
@@ -92,7 +98,7 @@ impl Engine {
         let decoded = Decoded::open(&image, &Limits::default()).map_err(refused)?;
         let validated = decoded.validate(&mut entropy, clock.now()).map_err(refused)?;
         let rehash_begun = clock::monotonic();
-        let rehashed = validated.rehash(entropy.fork(), RestorePolicy::default()).map_err(refused)?;
+        let rehashed = validated.rehash(entropy.fork(), request.policy(&image)?).map_err(refused)?;
         let rehash = clock::monotonic().saturating_since(rehash_begun);
         let (stack, report) = rehashed.open(supplied);
         let restore = clock::monotonic().saturating_since(begun);
@@ -201,7 +207,7 @@ impl Engine {
 
     /// How long until the stack has something to do by itself.
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
-        if self.state == RunState::Held {
+        if self.state == RunState::Paused {
             return None;
         }
         let now = self.clock.now();
@@ -217,7 +223,7 @@ impl Engine {
     /// One turn of the packet loop: some bursts from every link that is ready, then what is due. True if a link may have
     /// more.
     pub(crate) fn turn(&mut self) -> bool {
-        if self.state == RunState::Held {
+        if self.state == RunState::Paused {
             return false;
         }
         let mut more = false;
@@ -259,12 +265,14 @@ impl Engine {
             Request::Save { path, after } => return self.save(path, after),
             Request::Canary { path } => self.canary(&path).and_then(|found| reply(&found)),
             Request::Keys => reply(&self.keys()),
+            Request::Pause => reply(&self.pause()),
+            Request::Restore(request) => return Answer::Now(self.restore(&request)),
             Request::Resume => {
                 self.resume();
-                Ok(Value::Null)
+                reply(&self.status())
             }
         };
-        Answer::Now(result.map_err(|error| format!("{error:#}")))
+        Answer::Now(result.map_err(Refused::from))
     }
 
     fn held(mut stack: Stack, clock: StackClock, entropy: Entropy, restored: Option<RestoreSummary>) -> Self {
@@ -276,7 +284,7 @@ impl Engine {
             burst: Vec::new(),
             buffers: Buffers::default(),
             clock,
-            state: RunState::Held,
+            state: RunState::Paused,
             entropy,
             events: EventLog::default(),
             restored,
@@ -376,17 +384,17 @@ impl Engine {
             Ok(image) => image,
             Err(error) => {
                 self.go_back_to(was);
-                return Answer::Now(Err(format!("saving: {error:#}")));
+                return Answer::Now(Err(format!("saving: {error:#}").into()));
             }
         };
         let pause = clock::monotonic().saturating_since(begun);
         let flows = self.stack.flows(now).len();
-        let write = move || -> Result<Value, String> {
-            write(&path, &image).map_err(|error| format!("{error:#}"))?;
+        let write = move || -> Result<Value, Refused> {
+            write(&path, &image)?;
             let bytes = image.len();
             let (pause_ms, save_ms) = (millis(pause), millis(clock::monotonic().saturating_since(begun)));
             let done = SaveReply { path, generation: generation.to_string(), flows, bytes, pause_ms, save_ms };
-            reply(&done).map_err(|error| format!("{error:#}"))
+            Ok(reply(&done)?)
         };
         if after == After::Hold {
             let result = write();
@@ -405,15 +413,84 @@ impl Engine {
 
     fn image(&self, generation: GenerationId, now: Instant) -> anyhow::Result<Vec<u8>> {
         let image = self.stack.save(generation, now)?;
-        match &self.application {
-            Some(state) => application::with_section(&image, &state(now)?),
-            None => Ok(image),
+        let saved_at = restoring::saved_now()?;
+        let state = self.application.as_ref().map(|state| state(now)).transpose()?;
+        let mut sections = vec![(restoring::SAVED_AT, restoring::SAVED_AT_VERSION, saved_at.as_slice())];
+        sections.extend(state.as_deref().map(|state| (application::APPLICATION, application::VERSION, state)));
+        application::with_sections(&image, &sections)
+    }
+
+    /// Takes in what waits on the links, so that it is in the next image and not lost with a socket, and stands still. Who
+    /// wants all of what a guest has sent stops the guest first.
+    fn pause(&mut self) -> PauseReply {
+        let mut drained = 0_u64;
+        if self.state == RunState::Running {
+            let now = self.clock.now();
+            for index in 0..self.links.len() {
+                let mut of_link = 0_usize;
+                while of_link < MOST_DRAINED
+                    && let Some((id, link)) = self.links.get_mut(index)
+                {
+                    let left = link.receive_burst(&mut self.burst, &mut self.buffers);
+                    of_link = of_link.saturating_add(self.burst.len());
+                    self.stack.ingress_burst(*id, self.burst.drain(..), now);
+                    self.emit();
+                    if !left {
+                        break;
+                    }
+                }
+                drained = drained.saturating_add(of_link as u64);
+            }
+            self.stack.poll(now);
+            self.emit();
+            self.hold();
         }
+        PauseReply { state: self.state, drained }
+    }
+
+    /// Puts an image in place of the paused stack, on the same links. Where it cannot be, the stack stays as it is.
+    fn restore(&mut self, request: &RestoreRequest) -> Result<Value, Refused> {
+        if self.state == RunState::Running {
+            return Err(Refused::new(409, "the gateway is running, expected a paused one: PUT /pause first"));
+        }
+        if self.application.is_some() {
+            let error =
+                "programs run on this stack's sockets: start another process from the image (`serve --restore`)";
+            return Err(Refused::new(409, error));
+        }
+        if !request.path.is_absolute() {
+            return Err(Refused::new(
+                400,
+                format!("found the path {}, expected an absolute one", request.path.display()),
+            ));
+        }
+        let refused = |error: anyhow::Error| Refused::new(422, format!("{error:#}"));
+        let heir = Self::restored(request, Supplied::default()).map_err(refused)?;
+        let describe = |link: &LinkConfig| (link.name.clone(), matches!(link.medium, Medium::Ethernet { .. }));
+        let links = |stack: &Stack| stack.links().iter().map(describe).collect::<BTreeSet<_>>();
+        if links(&heir.stack) != links(&self.stack) {
+            let names =
+                |stack: &Stack| stack.links().iter().map(|link| link.name.clone()).collect::<Vec<_>>().join(", ");
+            let (found, expected) = (names(&heir.stack), names(&self.stack));
+            return Err(Refused::new(
+                422,
+                format!("the image has the links {found}, this gateway {expected}, with media"),
+            ));
+        }
+        for (id, link) in &mut self.links {
+            if let Some(new) = heir.stack.link(link.name()) {
+                *id = new;
+            }
+        }
+        let Self { stack, clock, entropy, restored, application_state, .. } = heir;
+        (self.stack, self.clock, self.entropy) = (stack, clock, entropy);
+        (self.restored, self.application_state) = (restored, application_state);
+        Ok(reply(&self.restored)?)
     }
 
     fn hold(&mut self) {
         self.clock.stop();
-        self.state = RunState::Held;
+        self.state = RunState::Paused;
     }
 
     fn go_back_to(&mut self, state: RunState) {
@@ -465,6 +542,8 @@ fn held_clock() -> StackClock {
 
 /// The name of the key that is planted to test the search for keys.
 const PLANTED: &str = "planted";
+/// Most frames that a pause takes in from one link: where nobody has stopped the sender, there is always one more.
+const MOST_DRAINED: usize = 16_384;
 /// Bursts read from one link before the other has its turn.
 const ROUNDS: usize = 2;
 

@@ -3,6 +3,7 @@
 //! takes connections of the host in to it, and with an uplink lets it out behind the gateway's address.
 
 mod restored;
+mod way_out;
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -31,6 +32,8 @@ use tokio::task::JoinSet;
 use tokio::task::LocalSet;
 
 use self::restored::Lost;
+pub(crate) use self::way_out::EgressChoice;
+use self::way_out::WayOut;
 use super::Engine;
 use super::GatewayConfig;
 use super::GatewayLink;
@@ -45,9 +48,13 @@ use super::forward::Forward;
 use super::guest_rules::RulePlan;
 use super::guest_rules::rules;
 use crate::commands::print;
+use crate::control::Answer;
 use crate::control::ControlTasks;
+use crate::control::Refused;
+use crate::control::Request;
 use crate::control::RestoreSummary;
 use crate::fault::Fault;
+use crate::gateway::RestoreRequest;
 use crate::link::Link;
 use crate::link::LinkSpec;
 use crate::runtime;
@@ -64,6 +71,7 @@ pub(crate) struct GuestOptions {
     pub(crate) dns: Option<Resolvers>,
     /// Likewise.
     pub(crate) forwards: Option<Vec<Forward>>,
+    pub(crate) egress: EgressChoice,
     pub(crate) control: PathBuf,
     pub(crate) hold: bool,
     pub(crate) json: bool,
@@ -73,7 +81,7 @@ pub(crate) struct GuestOptions {
 pub(crate) enum GuestStart {
     Fresh(GuestPlace),
     /// From an image that `gateway` was saved to; all of [`GuestPlace`] comes with it.
-    Restored(PathBuf),
+    Restored(Box<RestoreRequest>),
 }
 
 /// What a new gateway is.
@@ -144,7 +152,7 @@ pub(crate) fn serve_guest(options: GuestOptions) -> anyhow::Result<()> {
 }
 
 async fn run(options: GuestOptions) -> anyhow::Result<Net> {
-    let GuestOptions { start, link, uplink, dns, forwards, control, hold, json } = options;
+    let GuestOptions { start, link, uplink, dns, forwards, egress, control, hold, json } = options;
     let is_restored = matches!(start, GuestStart::Restored(_));
     let (mut engine, mut saved) = match start {
         GuestStart::Fresh(place) => fresh(&place, &link, uplink.as_ref(), forwards.as_deref().unwrap_or_default())?,
@@ -161,6 +169,10 @@ async fn run(options: GuestOptions) -> anyhow::Result<Net> {
         );
         saved.forwards = forwards;
     }
+    let policy = egress.read()?;
+    if let Some(policy) = &policy {
+        way_out::enforce(&mut engine, link.name(), uplink.is_some(), policy)?;
+    }
     for spec in std::iter::once(&link).chain(&uplink) {
         let medium = engine.medium_of(spec.name())?;
         engine.attach(Link::open(spec, medium)?)?;
@@ -169,6 +181,9 @@ async fn run(options: GuestOptions) -> anyhow::Result<Net> {
     let own = addresses(&mut engine, link.name());
     let lost = if is_restored { Some(restored::sort(&mut engine, saved.dns_pending)) } else { None };
 
+    // Leases are promises to the network, where time may have gone on.
+    let gone = engine.summary().map_or(0.0, |summary| summary.counted_seconds);
+    saved.leases.iter_mut().for_each(|lease| lease.age(Duration::try_from_secs_f64(gone).unwrap_or(Duration::MAX)));
     let now = engine.stack().1;
     let server = saved.dhcp.clone().map(|config| DhcpServer::restored(config, &saved.leases, now));
     let leases = server.iter().flat_map(|server| server.leases(now));
@@ -184,6 +199,7 @@ async fn run(options: GuestOptions) -> anyhow::Result<Net> {
     }));
     let control_tasks = ControlTasks::bind(&control)?;
     let net = Net::new(engine);
+    let way_out = egress.open(&net, link.name(), uplink.is_some(), policy)?;
 
     let mut services = JoinSet::new();
     start_services(&net, &own, &server, (!resolvers.is_empty()).then_some(&forwarder), &mut services)?;
@@ -200,8 +216,15 @@ async fn run(options: GuestOptions) -> anyhow::Result<Net> {
     if let Some(lost) = &lost {
         tokio::task::spawn_local(restored::reset_when_up(net.clone(), link.name().to_owned(), lost.streams()));
     }
+    if let WayOut::Sockets(egress) = &way_out {
+        services.spawn_local(egress.clone().serve());
+    }
     let asked = net.clone();
-    services.spawn_local(control_tasks.serve(move |request| asked.with_engine(|engine| engine.answer(request))));
+    services.spawn_local(control_tasks.serve(move |request| match request {
+        Request::Policy { text } => Answer::Now(way_out.load(&text).map_err(|error| Refused::new(422, error))),
+        Request::Egress => Answer::Now(way_out.report().map_err(Refused::from)),
+        request => asked.with_engine(|engine| engine.answer(request)),
+    }));
     services.spawn_local(runtime::drive(net.clone()));
 
     let mut signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
