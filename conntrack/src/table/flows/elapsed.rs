@@ -14,5 +14,6 @@ impl Flows {
         let longest = u64::from(MAX_AHEAD).saturating_mul(TICK_NANOS);
         let gone = u64::try_from(gone.as_nanos()).unwrap_or(u64::MAX).min(longest);
         self.clock = self.clock.later_by(gone);
+        self.tick = self.clock.tick(self.now);
     }
 }
