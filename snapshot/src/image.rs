@@ -32,7 +32,7 @@
 //! | checksum | 4 | CRC-32 of all before it |
 //!
 //! **A CRC finds damage, not an adversary**: whoever can write the file can make its checksums right. Everything read from an
-//! image is therefore validated as hostile; who must know that an image is the one they saved has to sign or seal the file.
+//! image is therefore validated as hostile; who must know that an image is the one they saved seals it (`seal`, a feature).
 
 mod error;
 mod read;
@@ -43,7 +43,7 @@ use core::fmt;
 use crate::GenerationId;
 
 pub use error::{ImageError, Place};
-pub use read::{Image, Section};
+pub use read::{Front, Image, Section};
 pub use write::ImageWriter;
 
 /// The version of the format this build writes, and the newest it reads.
@@ -114,6 +114,8 @@ impl Default for Limits {
 }
 
 const MAGIC: [u8; 8] = *b"HIBERNET";
+/// How a sealed image starts, so that its reader can say what it is.
+pub(crate) const SEALED_MAGIC: [u8; 8] = *b"HIBRSEAL";
 const TRAILER_MAGIC: [u8; 8] = *b"TENREBIH";
 const TRAILER_BYTES: usize = 20;
 const REQUIRED: u16 = 1;

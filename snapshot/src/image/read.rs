@@ -3,7 +3,9 @@
 #![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 
 use super::error::{ImageError, Place};
-use super::{FORMAT_VERSION, Header, Limits, MAGIC, REQUIRED, SectionId, TRAILER_BYTES, TRAILER_MAGIC, WRITER_BYTES};
+use super::{
+    FORMAT_VERSION, Header, Limits, MAGIC, REQUIRED, SEALED_MAGIC, SectionId, TRAILER_BYTES, TRAILER_MAGIC, WRITER_BYTES,
+};
 use crate::GenerationId;
 
 /// An image whose frames and checksums are sound. What the sections hold is not looked at.
@@ -26,6 +28,22 @@ pub struct Section<'a> {
     pub required: bool,
     /// What it holds.
     pub body: &'a [u8],
+}
+
+/// What an image's header says: [`Image::front`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Front {
+    /// Who wrote the image, and what it holds.
+    pub header: Header,
+    /// The format it is written in.
+    pub format_version: u16,
+    /// The oldest format version whose reader understands it.
+    pub min_reader: u16,
+    /// How many sections follow.
+    pub sections: u32,
+    /// Bytes of the header.
+    pub bytes: usize,
 }
 
 impl<'a> Image<'a> {
@@ -64,6 +82,17 @@ impl<'a> Image<'a> {
         self.min_reader
     }
 
+    /// What an image's header says, of an image of which nothing else is looked at, nor need be there.
+    ///
+    /// # Errors
+    /// If the header is damaged, or of a format that this build does not read.
+    pub fn front(bytes: &[u8]) -> Result<Front, ImageError> {
+        let mut cursor = Cursor { bytes, at: 0 };
+        let (image, sections) = Image::parse_header(&mut cursor)?;
+        let Image { header, format_version, min_reader, .. } = image;
+        Ok(Front { header, format_version, min_reader, sections, bytes: cursor.at })
+    }
+
     /// The sections in the order they are written in.
     pub fn sections(&self) -> core::slice::Iter<'_, Section<'a>> {
         self.sections.iter()
@@ -90,6 +119,9 @@ impl<'a> Image<'a> {
     fn parse_header(cursor: &mut Cursor<'a>) -> Result<(Self, u32), ImageError> {
         // A file too short for the magic is foreign rather than cut, unless it begins like an image.
         let start = cursor.bytes.get(..MAGIC.len()).unwrap_or(cursor.bytes);
+        if start == SEALED_MAGIC {
+            return Err(ImageError::Sealed);
+        }
         if !MAGIC.starts_with(start) {
             return Err(ImageError::BadMagic { found: start.to_vec() });
         }
