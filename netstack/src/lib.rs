@@ -128,7 +128,7 @@ pub use crate::report::{
     FlowOutcome, FlowReport, RebuildFault, ResetCause, RestoreReport, StreamOutcome, StreamReport,
 };
 pub use crate::restore::{
-    ClonePolicy, Decoded, Rehashed, RestoreError, RestorePolicy, Supplied, TimePolicy, Validated,
+    ClonePolicy, Contents, Decoded, Rehashed, RestoreError, RestorePolicy, Supplied, TimePolicy, Validated,
 };
 pub use crate::route::{Route, RouteError};
 pub use crate::rules::{

@@ -2,6 +2,7 @@
 //!
 //! Only the last has `ingress`, and its rules are in force before it exists. A failed step leaves nothing behind.
 
+mod contents;
 mod reset;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use hibernet_snapshot::{Entropy, GenerationId, Instant, Invalid, Redraw, Snapsho
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+pub use self::contents::Contents;
 use crate::ethernet::{CheckedNeighbours, NeighboursSection};
 use crate::event::EventQueue;
 use crate::fragments::{Defragmenter, FragmentsSection};

@@ -48,6 +48,31 @@ impl Validated {
         flows.in_creation_order().into_iter().filter_map(|slot| flows.record(slot)).collect()
     }
 
+    /// The settings, by the kernel's names.
+    pub const fn sysctls(&self) -> &Sysctls {
+        &self.sysctls
+    }
+
+    /// Whom a full table lets go.
+    pub const fn early_drop(&self) -> EarlyDrop {
+        self.early_drop
+    }
+
+    /// TCP flows of one source that may be half open; 0 sets no limit.
+    pub const fn half_open_limit(&self) -> u32 {
+        self.half_open_limit
+    }
+
+    /// Totals over the table's life.
+    pub const fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// How many flows the table has room for.
+    pub const fn capacity(&self) -> u32 {
+        self.table.flows().capacity()
+    }
+
     /// Forgets the flows for which `keep` is false: those that cannot go on.
     pub fn retain(&mut self, mut keep: impl FnMut(&FlowRecord) -> bool) {
         for slot in self.table.flows().in_creation_order() {
