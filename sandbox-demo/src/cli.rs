@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+use anyhow::Context;
 use clap::ArgGroup;
 use clap::Args;
 use clap::Parser;
@@ -23,16 +26,29 @@ use crate::serve::Place;
 use crate::serve::ServeOptions;
 use crate::serve::ServeStart;
 
-/// Runs the program: 0 if all went well, 1 if something failed, 2 if the command line made no sense.
+/// Runs the program: 0 if all went well, 1 if something failed, 2 if the command line made no sense. `diff` is as diff(1): 0 for
+/// no difference, 1 for some, 2 for trouble.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    match cli.run() {
+    let trouble = if matches!(cli.command, Some(Command::Diff { .. })) {
+        ExitCode::from(DIFF_TROUBLE)
+    } else {
+        ExitCode::FAILURE
+    };
+    match write_errors_for_large_files().and_then(|()| cli.run()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("sandbox-demo: {error:#}");
-            ExitCode::FAILURE
+            trouble
         }
     }
+}
+
+/// A file beyond the limit of its size (`ulimit -f`) is an error of the save, not the end of the gateway.
+fn write_errors_for_large_files() -> anyhow::Result<()> {
+    let seen = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(libc::SIGXFSZ, seen).context("watching for signals")?;
+    Ok(())
 }
 
 /// A gateway with connection tracking and NAT that can be saved to a file, killed, and restored with new keys.
@@ -79,7 +95,7 @@ enum Command {
     /// Save a running gateway or server to a file.
     ///
     /// The file appears whole or not at all, readable by its owner only. It holds flows, NAT bindings, rules and users'
-    /// bytes, but no key. With --hold the gateway stands still afterwards, so that another process can take over from the
+    /// bytes, but no key. Its checksums find damage; only a seal (--seal-key) keeps others from reading or changing it. With --hold the gateway stands still afterwards, so that another process can take over from the
     /// file; without it traffic goes on, and the file is a copy of the past.
     Save {
         /// The file to write.
@@ -87,6 +103,8 @@ enum Command {
         /// Stand still afterwards, until `resume` or the end.
         #[arg(long)]
         hold: bool,
+        #[command(flatten)]
+        seal: Seal,
         #[command(flatten)]
         control: Control,
     },
@@ -126,16 +144,28 @@ enum Command {
         control: Control,
     },
     /// Print what an image holds: its header, sections and counts.
+    ///
+    /// Of a sealed image, without its key, what its header says is printed, and that nobody has checked it.
     Inspect {
         /// The image.
         image: PathBuf,
+        #[command(flatten)]
+        seal: Seal,
     },
     /// Print what changed between two images.
+    ///
+    /// Links, routes, rules, settings, counters, flows, fragments, sockets, neighbours: `+` is there now, `-` is gone, `~` changed,
+    /// with a line for each field that did. A flow is told by its original tuple and its zone. Order and spelling are
+    /// the same each time. Not compared are the generation and its parents. On a terminal it has colours, unless NO_COLOR is set.
+    ///
+    /// Exit code as of diff(1): 0 if nothing differs, 1 if something does, 2 if an image cannot be read.
     Diff {
         /// The earlier image.
         before: PathBuf,
         /// The later image.
         after: PathBuf,
+        #[command(flatten)]
+        seal: Seal,
     },
     /// A traffic peer of the demonstration.
     #[command(hide = true)]
@@ -194,7 +224,19 @@ struct ServeArgs {
     #[arg(long)]
     hold: bool,
     #[command(flatten)]
+    seal: Seal,
+    #[command(flatten)]
     control: Control,
+}
+
+/// The key of sealed images.
+#[derive(Debug, Args)]
+struct Seal {
+    /// The file with the key that images are sealed with (XChaCha20-Poly1305): 32 bytes, or 64 hexadecimal digits, readable by its
+    /// owner only. Make one with `(umask 077; head -c 32 /dev/urandom >key)`. With a key, an image that is not sealed with it
+    /// is refused; a gateway or server started with one seals every image that it saves.
+    #[arg(long = "seal-key", value_name = "FILE")]
+    key: Option<PathBuf>,
 }
 
 /// Where a gateway runs.
@@ -208,6 +250,8 @@ struct RunPlace {
     /// Pass no traffic until `sandbox-demo resume`.
     #[arg(long)]
     hold: bool,
+    #[command(flatten)]
+    seal: Seal,
     #[command(flatten)]
     control: Control,
     /// End with the process of this id.
@@ -233,14 +277,19 @@ impl Cli {
             }
             Command::Serve(args) => serve::serve(args.options(json))?,
             Command::Restore { image, at } => at.run(&Start::Restored(image), json)?,
-            Command::Save { image, hold, control } => commands::save(&control.socket, &image, hold, json)?,
+            Command::Save { image, hold, seal, control } => {
+                commands::save(&control.socket, &image, seal.key.as_deref(), hold, json)?;
+            }
             Command::Resume { control } => commands::resume(&control.socket, json)?,
             Command::List { control } => commands::list(&control.socket, json)?,
             Command::Neighbours { control } => commands::neighbours(&control.socket, json)?,
             Command::Hooks { control } => commands::hooks(&control.socket, json)?,
             Command::Stats { control } => commands::stats(&control.socket, json)?,
-            Command::Inspect { image } => commands::inspect(&image, json)?,
-            Command::Diff { before, after } => commands::diff(&before, &after, json)?,
+            Command::Inspect { image, seal } => commands::inspect(&image, seal.key.as_deref(), json)?,
+            Command::Diff { before, after, seal } => {
+                let differs = commands::diff(&before, &after, seal.key.as_deref(), json)?;
+                return Ok(ExitCode::from(u8::from(differs)));
+            }
             Command::Peer { parent } => peers::serve(parent)?,
         }
         Ok(ExitCode::SUCCESS)
@@ -252,20 +301,34 @@ impl RunPlace {
         if let Some(parent) = self.parent {
             netns::die_with(parent)?;
         }
-        gateway::run(start, &self.links, &self.control.socket, self.hold, json)
+        let Self { links, seal, control, .. } = self;
+        let place = gateway::Place { links, control: &control.socket, seal_key: seal.key.as_deref() };
+        gateway::run(start, place, self.hold, json)
     }
 }
 
 impl ServeArgs {
     fn options(self, json: bool) -> ServeOptions {
-        let Self { link, addrs, restore, via, mtu, http, echo, root, max_connections, hold, control } = self;
+        let Self { link, addrs, restore, via, mtu, http, echo, root, max_connections, hold, seal, control } = self;
         let start = match restore {
             Some(image) => ServeStart::Restored(image),
             None => ServeStart::Fresh(Place { addrs, via, mtu, http, echo }),
         };
-        ServeOptions { start, link, root, most: max_connections, control: control.socket, hold, json }
+        ServeOptions {
+            start,
+            link,
+            root,
+            most: max_connections,
+            control: control.socket,
+            hold,
+            seal_key: seal.key,
+            json,
+        }
     }
 }
+
+/// Exit code of `diff` where there is nothing to say of differences.
+const DIFF_TROUBLE: u8 = 2;
 
 const EXAMPLE: &str = concat!(
     "An example configuration (chains and their spelling are netfilter's; a chain's policy is accept unless named; ",

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use hibernet_netstack::RestoreError;
+use hibernet_snapshot::image::Image;
 use hibernet_snapshot::image::ImageError;
 use rustix::io::Errno;
 
@@ -47,15 +48,23 @@ pub(crate) fn errno_fault(what: impl fmt::Display, errno: Errno) -> Fault {
 }
 
 /// An image that was refused: what is wrong with it, and what to do.
-pub(crate) fn image_fault(path: &Path, error: &RestoreError) -> Fault {
+pub(crate) fn image_fault(path: &Path, image: &[u8], error: &RestoreError) -> Fault {
     let remedy = match error {
         RestoreError::Image(ImageError::TooNew { .. } | ImageError::UnknownSection { .. })
         | RestoreError::Schema { .. }
         | RestoreError::SectionVersion { .. } => "restore it with the version of the program that wrote it",
         RestoreError::Image(ImageError::BadMagic { .. }) => "give a file made by `sandbox-demo save`",
+        RestoreError::Image(ImageError::Sealed) => "give the key it was sealed with: --seal-key FILE",
         _ => "the file is damaged: take another copy, or save again",
     };
-    Fault::new(format!("the image {}: {error}", path.display()), remedy)
+    // Whoever wrote it is named in every error, as far as the header can be read.
+    let (mut what, named) = (format!("the image {}: {error}", path.display()), "written by ");
+    if let Ok(front) = Image::front(image)
+        && !what.contains(named)
+    {
+        what.push_str(&format!(" ({named}{:?})", front.header.writer));
+    }
+    Fault::new(what, remedy)
 }
 
 /// Raises the soft limit of open files to `wanted`; each connection of a peer is one.

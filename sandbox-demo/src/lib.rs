@@ -20,6 +20,7 @@ mod control;
 mod demo;
 mod fault;
 mod gateway;
+mod image_file;
 mod link;
 mod netlink;
 mod netns;

@@ -2,6 +2,8 @@
 //!
 //! Unix only. Every call goes through [`Filesystem`], so that tests can fail, or die, at each of them.
 
+use std::convert::Infallible;
+use std::error::Error;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
@@ -20,6 +22,18 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 /// On any failure the temporary file is removed. Up to the rename the old file is untouched; after it (the error then says
 /// [`Operation::SyncDirectory`]) the new one is in place, but may not survive a loss of power.
 pub fn write_atomic(filesystem: &mut dyn Filesystem, path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    write_atomic_parts(filesystem, path, [Ok::<_, Infallible>(bytes)])
+}
+
+/// The same with bytes that come in parts, so that they need not be in memory together.
+///
+/// # Errors
+/// Those of [`write_atomic`], and where a part cannot be made: then too the old file is untouched.
+pub fn write_atomic_parts<P: AsRef<[u8]>, E: Error + Send + Sync + 'static>(
+    filesystem: &mut dyn Filesystem,
+    path: &Path,
+    parts: impl IntoIterator<Item = Result<P, E>>,
+) -> Result<(), FileError> {
     let Some(name) = path.file_name() else {
         return Err(FileError::NoName { path: path.to_owned() });
     };
@@ -33,7 +47,7 @@ pub fn write_atomic(filesystem: &mut dyn Filesystem, path: &Path, bytes: &[u8]) 
     }
 
     let (temporary, file) = create_temporary(filesystem, directory, name)?;
-    if let Err(error) = write_and_rename(filesystem, file, &temporary, path, bytes) {
+    if let Err(error) = write_and_rename(filesystem, file, &temporary, path, parts) {
         // The first failure is the one to report; a file that cannot be removed either is in the way of nobody.
         drop(filesystem.remove(&temporary));
         return Err(error);
@@ -235,14 +249,17 @@ fn create_temporary(
     }
 }
 
-fn write_and_rename(
+fn write_and_rename<P: AsRef<[u8]>, E: Error + Send + Sync + 'static>(
     filesystem: &mut dyn Filesystem,
     file: OwnedFd,
     temporary: &Path,
     path: &Path,
-    bytes: &[u8],
+    parts: impl IntoIterator<Item = Result<P, E>>,
 ) -> Result<(), FileError> {
-    write_all(filesystem, file.as_fd(), bytes).map_err(failed(Operation::Write, temporary))?;
+    for part in parts {
+        let part = part.map_err(io::Error::other).map_err(failed(Operation::Write, temporary))?;
+        write_all(filesystem, file.as_fd(), part.as_ref()).map_err(failed(Operation::Write, temporary))?;
+    }
     filesystem.sync(file.as_fd()).map_err(failed(Operation::Sync, temporary))?;
     drop(file);
     filesystem.rename(temporary, path).map_err(failed(Operation::Rename, path))

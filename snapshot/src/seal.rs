@@ -53,7 +53,7 @@ use chacha20poly1305::XChaCha20Poly1305;
 pub use error::SealError;
 pub use key::{SealKey, SealKeyError};
 pub use open::{Sealed, open};
-pub use write::{Sealer, seal};
+pub use write::{Sealer, seal, sealed_parts};
 
 use crate::image::{SEALED_MAGIC, WRITER_BYTES};
 

@@ -16,16 +16,24 @@ use crate::control::Request;
 use crate::control::SaveReply;
 use crate::control::StatsReply;
 
-pub(crate) fn save(control: &Path, image: &Path, hold: bool, json: bool) -> anyhow::Result<()> {
+pub(crate) fn save(
+    control: &Path,
+    image: &Path,
+    seal_key: Option<&Path>,
+    hold: bool,
+    json: bool,
+) -> anyhow::Result<()> {
     let mut gateway = ControlClient::connect(control)?;
-    let path = std::path::absolute(image).with_context(|| format!("the path {}", image.display()))?;
+    let absolute = |path: &Path| std::path::absolute(path).with_context(|| format!("the path {}", path.display()));
+    let (path, seal_key) = (absolute(image)?, seal_key.map(absolute).transpose()?);
     let after = if hold { After::Hold } else { After::GoOn };
-    let saved: SaveReply = gateway.call(&Request::Save { path, after })?;
+    let saved: SaveReply = gateway.call(&Request::Save { path, after, seal_key })?;
     print(json, &saved, || {
         format!(
-            "{} flows saved to {} as generation {}: {} bytes, packets waited {} ms, on disk after {} ms",
+            "{} flows saved to {}{} as generation {}: {} bytes, packets waited {} ms, on disk after {} ms",
             saved.flows,
             saved.path.display(),
+            if saved.sealed { ", sealed," } else { "" },
             saved.generation,
             saved.bytes,
             saved.pause_ms,

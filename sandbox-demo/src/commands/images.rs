@@ -1,57 +1,107 @@
-//! The subcommands that read images.
+//! What `inspect` prints.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use hibernet_conntrack::FlowRecord;
-use hibernet_conntrack::Tuple;
 use hibernet_conntrack::proto;
 use hibernet_netstack::Decoded;
-use hibernet_netstack::LinkConfig;
 use hibernet_netstack::RestorePolicy;
-use hibernet_netstack::Route;
-use hibernet_netstack::Ruleset;
 use hibernet_netstack::Stack;
 use hibernet_netstack::Supplied;
 use hibernet_snapshot::Entropy;
 use hibernet_snapshot::Instant;
-use hibernet_snapshot::diff;
+use hibernet_snapshot::image::Front;
 use hibernet_snapshot::image::Image;
 use hibernet_snapshot::image::Limits;
+use hibernet_snapshot::seal;
+use hibernet_snapshot::seal::SealKey;
+use hibernet_snapshot::seal::Sealed;
 use serde::Serialize;
 
 use super::print;
 use crate::fault::image_fault;
-use crate::gateway::read_image;
+use crate::image_file::read_file;
+use crate::image_file::read_image;
+use crate::image_file::read_seal_key;
 
-/// Prints an image's header, sections and counts.
-pub(crate) fn inspect(path: &Path, json: bool) -> anyhow::Result<()> {
-    let inspected = Inspected::of(path)?;
+/// Prints an image's header, sections and counts; of a sealed one without its key the header.
+pub(crate) fn inspect(path: &Path, seal_key: Option<&Path>, json: bool) -> anyhow::Result<()> {
+    let key = seal_key.map(read_seal_key).transpose()?;
+    if key.is_none() {
+        let bytes = read_file(path)?;
+        if seal::is_sealed(&bytes) {
+            let front = SealedFront::of(path, &bytes)?;
+            return print(json, &front, || front.text());
+        }
+    }
+    let inspected = Inspected::of(path, key.as_ref())?;
     print(json, &inspected, || inspected.text())
 }
 
-/// Prints what changed between two images.
-pub(crate) fn diff(before: &Path, after: &Path, json: bool) -> anyhow::Result<()> {
-    let tree = |path: &Path| -> anyhow::Result<diff::Value> {
-        let content = Content::of(&reopen(path, &read_image(path)?)?);
-        diff::value(&content).context("describing an image")
-    };
-    let changes: Vec<String> = diff::compare(&tree(before)?, &tree(after)?).iter().map(ToString::to_string).collect();
-    print(json, &Changes { changes: &changes }, || {
-        if changes.is_empty() { "no difference but the generation".to_owned() } else { changes.join("\n") }
-    })
+/// What `inspect` prints of a sealed image without its key.
+#[derive(Serialize)]
+struct SealedFront {
+    sealed: bool,
+    /// Whether the seal was opened, so that the rest is known to be true.
+    checked: bool,
+    seal_version: u16,
+    chunk_bytes: u32,
+    format_version: u16,
+    min_reader: u16,
+    writer: String,
+    schema: String,
+    generation: String,
+    sections: u32,
+    bytes: usize,
 }
 
-#[derive(Serialize)]
-struct Changes<'a> {
-    changes: &'a [String],
+impl SealedFront {
+    fn of(path: &Path, bytes: &[u8]) -> anyhow::Result<Self> {
+        let sealed = Sealed::read(bytes).with_context(|| format!("the image {}", path.display()))?;
+        let Front { header, format_version, min_reader, sections, .. } = sealed.front;
+        Ok(Self {
+            sealed: true,
+            checked: false,
+            seal_version: sealed.version,
+            chunk_bytes: sealed.chunk_bytes,
+            format_version,
+            min_reader,
+            writer: header.writer,
+            schema: format!("{:016x}", header.schema),
+            generation: header.generation.to_string(),
+            sections,
+            bytes: bytes.len(),
+        })
+    }
+
+    fn text(&self) -> String {
+        let Self {
+            seal_version,
+            chunk_bytes,
+            format_version,
+            min_reader,
+            writer,
+            schema,
+            generation,
+            sections,
+            bytes,
+            ..
+        } = self;
+        format!(
+            "sealed (version {seal_version}, XChaCha20-Poly1305, chunks of {chunk_bytes} bytes), {bytes} bytes\n\
+             its header says, and only its key (--seal-key FILE) can tell whether it is true:\n\
+             format {format_version} (readers from {min_reader} on)\nwritten by {writer}, schema {schema}\n\
+             generation {generation}\n{sections} sections"
+        )
+    }
 }
 
 /// What `inspect` prints.
 #[derive(Serialize)]
 struct Inspected {
+    sealed: bool,
     format_version: u16,
     min_reader: u16,
     writer: String,
@@ -82,31 +132,9 @@ struct Counts {
     flows_by_protocol: BTreeMap<String, usize>,
 }
 
-/// What an image holds, for comparing: everything people set up, and the flows by their original direction.
-#[derive(Serialize)]
-struct Content {
-    links: Vec<LinkConfig>,
-    routes: Vec<Route>,
-    rules: Ruleset,
-    drops: BTreeMap<&'static str, u64>,
-    neighbours: Vec<String>,
-    flows: BTreeMap<String, FlowContent>,
-}
-
-#[derive(Serialize)]
-struct FlowContent {
-    reply: String,
-    state: String,
-    status: String,
-    remaining_seconds: u64,
-    mark: u32,
-    packets: [u64; 2],
-    bytes: [u64; 2],
-}
-
 impl Inspected {
-    fn of(path: &Path) -> anyhow::Result<Self> {
-        let bytes = read_image(path)?;
+    fn of(path: &Path, key: Option<&SealKey>) -> anyhow::Result<Self> {
+        let bytes = read_image(path, key)?;
         let stack = reopen(path, &bytes)?;
         let image = Image::parse(&bytes, &Limits::default())?;
         let sections = image.sections().map(|section| SectionRow {
@@ -118,6 +146,7 @@ impl Inspected {
         // The lineage of a stack that was just reopened ends with the image itself.
         let parents = stack.lineage().split_last().map(|(_, parents)| parents).unwrap_or_default();
         Ok(Self {
+            sealed: key.is_some(),
             format_version: image.format_version(),
             min_reader: image.min_reader(),
             writer: image.header().writer.clone(),
@@ -131,9 +160,11 @@ impl Inspected {
     }
 
     fn text(&self) -> String {
-        let Self { format_version, min_reader, writer, schema, generation, parents, bytes, sections, counts } = self;
+        let Self { sealed, format_version, min_reader, writer, schema, generation, parents, bytes, sections, counts } =
+            self;
+        let seal = if *sealed { "sealed, and opened with its key\n" } else { "" };
         let mut text = format!(
-            "format {format_version} (readers from {min_reader} on), {bytes} bytes\nwritten by {writer}, schema {schema}\n\
+            "{seal}format {format_version} (readers from {min_reader} on), {bytes} bytes\nwritten by {writer}, schema {schema}\n\
              generation {generation}\n"
         );
         for parent in parents.iter().rev() {
@@ -174,52 +205,14 @@ impl Counts {
     }
 }
 
-impl Content {
-    fn of(stack: &Stack) -> Self {
-        let flow = |flow: &FlowRecord| (tuple_text(&flow.orig, flow), FlowContent::of(flow));
-        Self {
-            links: stack.links().to_vec(),
-            routes: stack.routes().to_vec(),
-            rules: stack.rules().clone(),
-            drops: stack.stats().drops().map(|(reason, count)| (reason.name(), count)).collect(),
-            neighbours: stack.neighbours(Instant::ZERO).iter().map(ToString::to_string).collect(),
-            flows: stack.flows(Instant::ZERO).iter().map(flow).collect(),
-        }
-    }
-}
-
-impl FlowContent {
-    fn of(flow: &FlowRecord) -> Self {
-        Self {
-            reply: tuple_text(&flow.reply, flow),
-            state: format!("{:?}", flow.protocol),
-            status: format!("{:?}", flow.status),
-            remaining_seconds: flow.remaining.as_secs(),
-            mark: flow.mark,
-            packets: flow.counters.packets,
-            bytes: flow.counters.bytes,
-        }
-    }
-}
-
 /// Restores an image, far from any traffic, to see what it holds. The keys drawn for it protect nothing.
 fn reopen(path: &Path, bytes: &[u8]) -> anyhow::Result<Stack> {
     let mut entropy = Entropy::from_os().context("drawing keys")?;
-    let refused = |error| image_fault(path, &error);
+    let refused = |error| image_fault(path, bytes, &error);
     let decoded = Decoded::open(bytes, &Limits::default()).map_err(refused)?;
     let validated = decoded.validate(&mut entropy, Instant::ZERO).map_err(refused)?;
     let rehashed = validated.rehash(entropy, RestorePolicy::default()).map_err(refused)?;
     Ok(rehashed.open(Supplied::default()).0)
-}
-
-fn tuple_text(tuple: &Tuple, flow: &FlowRecord) -> String {
-    let Tuple { src, dst, proto, sport, dport } = *tuple;
-    let protocol = protocol_name(proto);
-    let zone = if flow.zone.id == 0 { String::new() } else { format!(" zone {}", flow.zone.id) };
-    match proto {
-        proto::ICMP | proto::ICMPV6 => format!("{protocol} {src} > {dst} id {sport} type {}{zone}", tuple.icmp_type()),
-        _ => format!("{protocol} {src} port {sport} > {dst} port {dport}{zone}"),
-    }
 }
 
 fn protocol_name(number: u8) -> String {

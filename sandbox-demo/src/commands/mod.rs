@@ -1,6 +1,7 @@
 //! The subcommands that ask a gateway or read an image.
 
 mod ask;
+mod diff;
 mod images;
 
 use std::io::ErrorKind;
@@ -15,7 +16,7 @@ pub(crate) use self::ask::neighbours;
 pub(crate) use self::ask::resume;
 pub(crate) use self::ask::save;
 pub(crate) use self::ask::stats;
-pub(crate) use self::images::diff;
+pub(crate) use self::diff::diff;
 pub(crate) use self::images::inspect;
 
 /// Prints `value` as one JSON object, or the text for people.

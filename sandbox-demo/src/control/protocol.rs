@@ -32,6 +32,9 @@ pub(crate) enum Request {
         /// Whether traffic goes on behind the save.
         #[serde(default)]
         after: After,
+        /// The absolute path of the file with the key to seal the image with; without it the gateway's own, if it has one.
+        #[serde(default)]
+        seal_key: Option<PathBuf>,
     },
     /// Searches an image for this process's keys. Answered by [`CanaryReply`].
     Canary {
@@ -220,7 +223,10 @@ pub(crate) struct SaveReply {
     pub(crate) path: PathBuf,
     pub(crate) generation: String,
     pub(crate) flows: usize,
+    /// Of the image; its seal takes a few more.
     pub(crate) bytes: usize,
+    /// Whether the image is sealed.
+    pub(crate) sealed: bool,
     /// How long the packet loop stood still for the save itself.
     pub(crate) pause_ms: f64,
     /// From the request to an image that is safe on disk.
@@ -277,7 +283,7 @@ mod tests {
     #[test]
     fn a_save_goes_on_unless_told_to_hold() {
         let request: Request = serde_json::from_str(r#"{"op": "save", "path": "/x"}"#).expect("a request");
-        assert_eq!(request, Request::Save { path: "/x".into(), after: After::GoOn });
+        assert_eq!(request, Request::Save { path: "/x".into(), after: After::GoOn, seal_key: None });
     }
 
     #[test]

@@ -181,7 +181,7 @@ fn take_over(
     let image = dir.join(format!("image-{number}"));
     let stood = clock::monotonic();
     // From here on the gateway reads nothing more: what the image does not know must not have passed.
-    let save: SaveReply = gateway.call(&Request::Save { path: image.clone(), after: After::Hold })?;
+    let save: SaveReply = gateway.call(&Request::Save { path: image.clone(), after: After::Hold, seal_key: None })?;
     let listed: ListReply = gateway.call(&Request::List)?;
     let canary: CanaryReply = gateway.call(&Request::Canary { path: image.clone() })?;
     gateway.kill()?;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -17,14 +18,12 @@ use hibernet_netstack::Supplied;
 use hibernet_snapshot::Entropy;
 use hibernet_snapshot::GenerationId;
 use hibernet_snapshot::Instant;
-use hibernet_snapshot::file::OsFilesystem;
-use hibernet_snapshot::file::write_atomic;
 use hibernet_snapshot::image::Limits;
+use hibernet_snapshot::seal::SealKey;
 use serde_json::Value;
 
 use super::application;
 use super::config::GatewayConfig;
-use super::run::read_image;
 use crate::clock;
 use crate::clock::StackClock;
 use crate::clock::millis;
@@ -46,6 +45,9 @@ use crate::control::SaveReply;
 use crate::control::StatsReply;
 use crate::control::StatusReply;
 use crate::fault::image_fault;
+use crate::image_file::read_image;
+use crate::image_file::read_seal_key;
+use crate::image_file::write_image;
 use crate::link::Link;
 
 /// A stack at work.
@@ -58,6 +60,8 @@ pub(crate) struct Engine {
     restored: Option<RestoreSummary>,
     application: Option<Application>,
     application_state: Option<Vec<u8>>,
+    /// Images are sealed with it.
+    seal_key: Option<Arc<SealKey>>,
 }
 
 /// What an application inside the stack wants to have saved with it, as it is at that moment.
@@ -73,12 +77,12 @@ impl Engine {
     }
 
     /// A stack restored from an image under keys of its own, held.
-    pub(crate) fn restored(path: &Path, supplied: Supplied) -> anyhow::Result<Self> {
+    pub(crate) fn restored(path: &Path, seal_key: Option<&SealKey>, supplied: Supplied) -> anyhow::Result<Self> {
         let begun = clock::monotonic();
-        let image = read_image(path)?;
+        let image = read_image(path, seal_key)?;
         let mut entropy = Entropy::from_os().context("drawing keys")?;
         let clock = held_clock();
-        let refused = |error| image_fault(path, &error);
+        let refused = |error| image_fault(path, &image, &error);
         let decoded = Decoded::open(&image, &Limits::default()).map_err(refused)?;
         let validated = decoded.validate(&mut entropy, clock.now()).map_err(refused)?;
         let rehash_begun = clock::monotonic();
@@ -89,6 +93,11 @@ impl Engine {
         let summary = RestoreSummary::new(&report, restore, rehash);
         let application_state = application::section(&image)?;
         Ok(Self { application_state, ..Self::held(stack, clock, entropy, Some(summary)) })
+    }
+
+    /// From now on every image is sealed with this key, if there is one.
+    pub(crate) fn seal_with(&mut self, key: Option<SealKey>) {
+        self.seal_key = key.map(Arc::new);
     }
 
     /// From now on every image holds the application's state too.
@@ -197,7 +206,14 @@ impl Engine {
             Request::Neighbours => reply(&self.neighbours()),
             Request::Hooks => reply(&self.hooks()),
             Request::Stats => reply(&self.stats()),
-            Request::Save { path, after } => return self.save(path, after),
+            Request::Save { path, after, seal_key } => {
+                // A key that the client names goes before the gateway's own; it comes out of its file, never over the socket.
+                let named = seal_key.as_deref().map(read_seal_key).transpose();
+                return match named {
+                    Ok(named) => self.save(path, after, named.map(Arc::new).or_else(|| self.seal_key.clone())),
+                    Err(fault) => Answer::Now(Err(fault.to_string())),
+                };
+            }
             Request::Canary { path } => self.canary(&path).and_then(|found| reply(&found)),
             Request::Keys => reply(&self.keys()),
             Request::Resume => {
@@ -218,6 +234,7 @@ impl Engine {
             restored,
             application: None,
             application_state: None,
+            seal_key: None,
         }
     }
 
@@ -285,7 +302,7 @@ impl Engine {
     }
 
     /// Saves between two packets. If traffic goes on, another thread writes the file meanwhile.
-    fn save(&mut self, path: PathBuf, after: After) -> Answer {
+    fn save(&mut self, path: PathBuf, after: After, seal_key: Option<Arc<SealKey>>) -> Answer {
         let begun = clock::monotonic();
         let was = self.state;
         if after == After::Hold {
@@ -304,11 +321,13 @@ impl Engine {
         };
         let pause = clock::monotonic().saturating_since(begun);
         let flows = self.stack.flows(now).len();
+        let mut nonces = self.entropy.fork();
         let write = move || -> Result<Value, String> {
-            write(&path, &image).map_err(|error| format!("{error:#}"))?;
+            write_image(&path, &image, seal_key.as_deref(), &mut nonces).map_err(|error| format!("{error:#}"))?;
             let bytes = image.len();
             let (pause_ms, save_ms) = (millis(pause), millis(clock::monotonic().saturating_since(begun)));
-            let done = SaveReply { path, generation: generation.to_string(), flows, bytes, pause_ms, save_ms };
+            let (generation, sealed) = (generation.to_string(), seal_key.is_some());
+            let done = SaveReply { path, generation, flows, bytes, sealed, pause_ms, save_ms };
             reply(&done).map_err(|error| format!("{error:#}"))
         };
         if after == After::Hold {
@@ -361,7 +380,7 @@ impl Engine {
 
     /// Searches the image for our keys, and, to know that the search finds keys, a copy with a key planted in it.
     fn canary(&mut self, path: &Path) -> anyhow::Result<CanaryReply> {
-        let mut image = read_image(path)?;
+        let mut image = read_image(path, self.seal_key.as_deref())?;
         let mut scan = self.scan();
         let hits = scan.search(&image).hits.len() as u64;
         let planted = self.entropy.secret::<16>();
@@ -370,10 +389,6 @@ impl Engine {
         let planted_found = scan.search(&image).hits.iter().any(|(name, _)| *name == PLANTED);
         Ok(CanaryReply { hits, planted_found })
     }
-}
-
-fn write(path: &Path, image: &[u8]) -> anyhow::Result<()> {
-    write_atomic(&mut OsFilesystem, path, image).with_context(|| format!("writing {}", path.display()))
 }
 
 fn reply<T: serde::Serialize>(reply: &T) -> anyhow::Result<Value> {

@@ -9,6 +9,6 @@ pub(crate) use self::config::GatewayConfig;
 pub(crate) use self::config::GatewayLink;
 pub(crate) use self::config::MediumName;
 pub(crate) use self::engine::Engine;
+pub(crate) use self::run::Place;
 pub(crate) use self::run::Start;
-pub(crate) use self::run::read_image;
 pub(crate) use self::run::run;

@@ -1,6 +1,5 @@
 //! One gateway process: waits for its links, its control socket and its stack's deadlines, and serves them in turn.
 
-use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +20,7 @@ use crate::clock;
 use crate::commands::print;
 use crate::control::ControlServer;
 use crate::control::RunState;
-use crate::fault::Fault;
+use crate::image_file::read_seal_key;
 use crate::link::Link;
 use crate::link::LinkSpec;
 
@@ -34,10 +33,23 @@ pub(crate) enum Start {
     Restored(PathBuf),
 }
 
+/// Where a gateway runs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// The devices, one for each link of the stack.
+    pub(crate) links: &'a [LinkSpec],
+    /// The control socket.
+    pub(crate) control: &'a Path,
+    /// The file with the key that images are opened and sealed with.
+    pub(crate) seal_key: Option<&'a Path>,
+}
+
 /// Runs a gateway until it is told to stop, by SIGINT or SIGTERM.
 ///
 /// With `hold` it passes nothing until it is told to `resume`. A restored one says first what became of what was saved.
-pub(crate) fn run(start: &Start, links: &[LinkSpec], control: &Path, hold: bool, json: bool) -> anyhow::Result<()> {
+pub(crate) fn run(start: &Start, place: Place<'_>, hold: bool, json: bool) -> anyhow::Result<()> {
+    let Place { links, control, seal_key } = place;
+    let seal_key = seal_key.map(read_seal_key).transpose()?;
     let stopped = stop_on_signals()?;
     let mut engine = match start {
         Start::Fresh(file) => {
@@ -45,8 +57,9 @@ pub(crate) fn run(start: &Start, links: &[LinkSpec], control: &Path, hold: bool,
             config.settle_macs(links)?;
             Engine::fresh(&config)?
         }
-        Start::Restored(file) => Engine::restored(file, Supplied::default())?,
+        Start::Restored(file) => Engine::restored(file, seal_key.as_ref(), Supplied::default())?,
     };
+    engine.seal_with(seal_key);
     for spec in links {
         let medium = engine.medium_of(spec.name())?;
         engine.attach(Link::open(spec, medium)?)?;
@@ -65,16 +78,6 @@ pub(crate) fn run(start: &Start, links: &[LinkSpec], control: &Path, hold: bool,
         server.serve(clock::monotonic(), |request| engine.answer(request));
     }
     Ok(())
-}
-
-/// Reads an image whole; what it may not be is the reader's to say.
-pub(crate) fn read_image(path: &Path) -> Result<Vec<u8>, Fault> {
-    fs::read(path).map_err(|error| {
-        Fault::new(
-            format!("cannot read the image {}: {error}", path.display()),
-            "give the path of a file made by `sandbox-demo save`",
-        )
-    })
 }
 
 /// Waits until there is something to do, at most until the stack's next deadline.

@@ -21,6 +21,7 @@ use hibernet_netstack::Supplied;
 use hibernet_netstack::TcpStream as StreamId;
 use hibernet_snapshot::codec;
 use hibernet_snapshot::image::Limits;
+use hibernet_snapshot::seal::SealKey;
 use serde::Deserialize;
 use serde::Serialize;
 use serde_json::json;
@@ -41,6 +42,7 @@ use crate::gateway::Engine;
 use crate::gateway::GatewayConfig;
 use crate::gateway::GatewayLink;
 use crate::gateway::MediumName;
+use crate::image_file::read_seal_key;
 use crate::link::Link;
 use crate::link::LinkSpec;
 use crate::runtime;
@@ -58,6 +60,8 @@ pub(crate) struct ServeOptions {
     pub(crate) most: u16,
     pub(crate) control: PathBuf,
     pub(crate) hold: bool,
+    /// The file with the key that images are opened and sealed with.
+    pub(crate) seal_key: Option<PathBuf>,
     pub(crate) json: bool,
 }
 
@@ -118,13 +122,15 @@ pub(crate) fn serve(options: ServeOptions) -> anyhow::Result<()> {
 }
 
 async fn run(options: ServeOptions) -> anyhow::Result<Net> {
-    let ServeOptions { start, link, root, most, control, hold, json } = options;
+    let ServeOptions { start, link, root, most, control, hold, seal_key, json } = options;
+    let seal_key = seal_key.as_deref().map(read_seal_key).transpose()?;
     let root = Root::open(&root)?;
     let limits = LocalLimits { connections: u32::from(most).saturating_mul(2).saturating_add(SPARE) };
     let (mut engine, saved) = match start {
         ServeStart::Fresh(place) => fresh(&place, &link, limits)?,
-        ServeStart::Restored(image) => restored(&image, limits)?,
+        ServeStart::Restored(image) => restored(&image, seal_key.as_ref(), limits)?,
     };
+    engine.seal_with(seal_key);
     let medium = engine.medium_of(link.name())?;
     engine.attach(Link::open(&link, medium)?)?;
     engine.check_links()?;
@@ -239,8 +245,12 @@ fn fresh(place: &Place, link: &LinkSpec, limits: LocalLimits) -> anyhow::Result<
     Ok((engine, Saved { http: *http, echo: *echo, sessions: Vec::new() }))
 }
 
-fn restored(image: &std::path::Path, limits: LocalLimits) -> anyhow::Result<(Engine, Saved)> {
-    let mut engine = Engine::restored(image, Supplied { local: limits, ..Supplied::default() })?;
+fn restored(
+    image: &std::path::Path,
+    seal_key: Option<&SealKey>,
+    limits: LocalLimits,
+) -> anyhow::Result<(Engine, Saved)> {
+    let mut engine = Engine::restored(image, seal_key, Supplied { local: limits, ..Supplied::default() })?;
     let foreign = || {
         let what = format!("the image {} holds no server", image.display());
         Fault::new(what, "give one that was saved from `sandbox-demo serve`; a gateway's is for `restore`")

@@ -4,7 +4,8 @@
 
 use super::error::{ImageError, Place};
 use super::{
-    FORMAT_VERSION, Header, Limits, MAGIC, REQUIRED, SEALED_MAGIC, SectionId, TRAILER_BYTES, TRAILER_MAGIC, WRITER_BYTES,
+    FORMAT_VERSION, Header, Limits, MAGIC, REQUIRED, SEALED_MAGIC, SectionId, TRAILER_BYTES, TRAILER_MAGIC,
+    WRITER_BYTES,
 };
 use crate::GenerationId;
 

@@ -106,11 +106,8 @@ fn chunks_left_out_moved_doubled_or_of_another_image_are_refused() {
 #[test]
 fn another_header_in_front_is_refused() {
     let (mut front, chunks) = taken_apart(&sealed(&image(200)));
-    let mut header = ImageWriter::new(&Header {
-        schema: 7,
-        writer: "test 1.2.4".to_owned(),
-        generation: GenerationId([3; 16]),
-    });
+    let mut header =
+        ImageWriter::new(&Header { schema: 7, writer: "test 1.2.4".to_owned(), generation: GenerationId([3; 16]) });
     header.section(SectionId::new(*b"BODY"), 1, Requirement::Required, &[]);
     let header = header.finish();
     let length = front.len() - FRONT_BYTES;
@@ -123,7 +120,10 @@ fn another_header_in_front_is_refused() {
 #[test]
 fn the_wrong_key_is_refused_and_says_so() {
     let error = open(sealed(&image(200)), &key(2)).unwrap_err();
-    assert_eq!(error.to_string(), "sealed, and does not open: the wrong key, or the file was changed since it was sealed");
+    assert_eq!(
+        error.to_string(),
+        "sealed, and does not open: the wrong key, or the file was changed since it was sealed"
+    );
 }
 
 #[test]
@@ -161,7 +161,9 @@ fn two_seals_of_one_image_have_nothing_in_common_but_the_front() {
 
 #[test]
 fn what_is_no_image_is_not_sealed() {
-    for bytes in [&b""[..], b"HIBERNET", b"something else that is long enough to be a header, if it were one.", &[0; 500]] {
+    for bytes in
+        [&b""[..], b"HIBERNET", b"something else that is long enough to be a header, if it were one.", &[0; 500]]
+    {
         let error = seal(bytes, &key(1), &mut Entropy::from_test_seed(1)).unwrap_err();
         assert!(matches!(error, SealError::NotAnImage(_)), "{error}");
     }
@@ -190,7 +192,9 @@ fn a_key_file_holds_bytes_or_digits() {
     for digits in ["a5".repeat(32), "A5".repeat(32), "a5".repeat(32) + "\n", "a5".repeat(32) + "\r\n"] {
         assert_eq!(opens(digits.as_bytes()), Ok(()), "{digits:?}");
     }
-    for content in ["", "a5", &"a5".repeat(31), &"a5".repeat(33), &("g5".to_owned() + &"a5".repeat(31)), &" ".repeat(64)] {
+    for content in
+        ["", "a5", &"a5".repeat(31), &"a5".repeat(33), &("g5".to_owned() + &"a5".repeat(31)), &" ".repeat(64)]
+    {
         let error = SealKey::from_file_content(content.as_bytes()).unwrap_err();
         assert_eq!(error, SealKeyError { found: content.len() });
         assert!(content.is_empty() || !error.to_string().contains(content), "a key that is nearly one stays unsaid");

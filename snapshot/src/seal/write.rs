@@ -25,6 +25,27 @@ pub fn seal(image: &[u8], key: &SealKey, entropy: &mut Entropy) -> Result<Vec<u8
     Ok(sealed)
 }
 
+/// The same in parts of about a mebibyte, for a file that is written as they come.
+pub fn sealed_parts<'a>(
+    image: &'a [u8],
+    key: &SealKey,
+    entropy: &mut Entropy,
+) -> impl Iterator<Item = Result<Vec<u8>, SealError>> + 'a {
+    let mut sealer = Some(Sealer::new(key, entropy));
+    let mut pieces = image.chunks(PART_BYTES);
+    core::iter::from_fn(move || {
+        let mut sealed = Vec::new();
+        let done = match (pieces.next(), &mut sealer) {
+            (Some(piece), Some(sealer)) => sealer.push(piece, &mut sealed),
+            _ => sealer.take()?.finish(&mut sealed),
+        };
+        if done.is_err() {
+            sealer = None;
+        }
+        Some(done.map(|()| sealed))
+    })
+}
+
 /// Puts a seal on an image that comes in parts, holding no more of it than a chunk.
 pub struct Sealer {
     stream: Stream,
@@ -145,6 +166,9 @@ fn whole_header(header: &[u8]) -> Option<usize> {
     // A longer one is refused when it is read, and must not be waited for.
     Some(whole.min(MAX_HEADER_BYTES))
 }
+
+/// How much of an image is sealed at a time.
+const PART_BYTES: usize = 1 << 20;
 
 fn not_an_image(header: &[u8]) -> crate::image::ImageError {
     use crate::image::{ImageError, Place};

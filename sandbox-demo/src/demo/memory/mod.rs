@@ -58,12 +58,12 @@ fn carry(dir: &Path, watch: &Watch) -> anyhow::Result<Carried> {
         let under_traffic = memory.let_all_advance(&mut engine, watch)?;
         let stood = clock::monotonic();
         let image = dir.join(format!("image-{number}"));
-        let save = ask(&mut engine, Request::Save { path: image.clone(), after: After::Hold })?;
+        let save = ask(&mut engine, Request::Save { path: image.clone(), after: After::Hold, seal_key: None })?;
         let listed: ListReply = ask(&mut engine, Request::List)?;
         let canary = ask(&mut engine, Request::Canary { path: image.clone() })?;
         drop(engine);
 
-        engine = Engine::restored(&image, Supplied::default())?;
+        engine = Engine::restored(&image, None, Supplied::default())?;
         memory.attach(&mut engine)?;
         let list_equal = ask::<ListReply>(&mut engine, Request::List)? == listed;
         let status: StatusReply = ask(&mut engine, Request::Status)?;
