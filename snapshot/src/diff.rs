@@ -134,8 +134,8 @@ impl fmt::Display for Value {
 }
 
 impl Value {
-    /// All leaves in one line.
-    fn in_a_row(&self) -> String {
+    /// All leaves in one line, each behind its path.
+    pub fn in_a_row(&self) -> String {
         let leaf = |(path, leaf): (Path, &Self)| match path.to_string() {
             path if path.is_empty() => leaf.to_string(),
             path => format!("{path} {leaf}"),

@@ -57,7 +57,8 @@
 //! - **No I/O, clock or randomness**, but for the feature `os`. Seeds and time are arguments.
 //! - **No authentication and no encryption of an image that is not sealed.** Its checksums find damage, not an adversary.
 //!   An image holds the users' bytes.
-//! - **No migration between schemas.** An image of another schema is refused, with both fingerprints.
+//! - **No migration by guessing.** An image of another schema is refused, with both fingerprints, unless it is told how the older
+//!   layout becomes the present one ([`Older`]).
 //! - **No recursive types**: the schema is a constant, and would be infinite.
 //! - **Wiping is best effort**: a secret is wiped where it is stored, but registers, stack slots that it passed through and
 //!   swapped pages are out of reach of safe code.
@@ -87,7 +88,7 @@ mod time;
 
 pub use hibernet_snapshot_derive::Snapshot;
 
-pub use decoded::{Decoded, RestoreError, to_image};
+pub use decoded::{Decoded, Older, RestoreError, to_image};
 #[cfg(feature = "os")]
 pub use entropy::OsEntropyError;
 pub use entropy::{Entropy, GenerationId, Redraw};

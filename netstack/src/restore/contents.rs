@@ -145,9 +145,13 @@ impl Item {
             ("sockets", "socket"),
             ("queues", "datagram"),
         ] {
-            let Some(Value::Map(many)) = fields.get_mut(field) else { continue };
-            for (id, value) in core::mem::take(many) {
-                items.push(Self { section, number: id.parse().unwrap_or(0), name: format!("{kind} {id}"), value });
+            // A saved map is the list of its pairs.
+            let Some(Value::List(many)) = fields.get_mut(field) else { continue };
+            for pair in core::mem::take(many) {
+                let Value::List(pair) = pair else { continue };
+                let Ok([id, value]) = <[Value; 2]>::try_from(pair) else { continue };
+                let number = if let Value::Integer(id) = id { u64::try_from(id).unwrap_or(0) } else { 0 };
+                items.push(Self { section, number, name: format!("{kind} {}", id.in_a_row()), value });
             }
             fields.remove(field);
         }
@@ -286,7 +290,12 @@ fn rule_value(rule: &Rule) -> Value {
 fn counters(stats: &Stats) -> Value {
     let Value::Map(mut fields) = tree(&stats.save()) else { return Value::Null };
     let drops = stats.drops().map(|(reason, count)| (reason.name().to_owned(), Value::Integer(count.into())));
-    fields.insert("drops".to_owned(), Value::Map(drops.collect()));
+    // Without any it would be an empty leaf, which goes when the first comes.
+    fields.remove("drops");
+    let drops: BTreeMap<_, _> = drops.collect();
+    if !drops.is_empty() {
+        fields.insert("drops".to_owned(), Value::Map(drops));
+    }
     Value::Map(fields)
 }
 
