@@ -93,6 +93,7 @@ pub(crate) fn read(input: &mut Reader<'_>, now: Instant) -> Result<FlowRecord, I
         return Err(Invalid::new("reply", "another ICMP type", "the type that answers the original's"));
     }
     check_nat(status, reply == inverse)?;
+    check_severed(status)?;
     let orig_only = status.contains(Status::ZONE_ORIG_ONLY);
     let id = if kind & KIND_ZONE == 0 { 0 } else { input.u16("zone")? };
     if (kind & KIND_ZONE != 0) != (id != 0 || orig_only) {
@@ -121,6 +122,15 @@ pub(crate) fn read(input: &mut Reader<'_>, now: Instant) -> Result<FlowRecord, I
     };
     let (zone, remaining) = (Zone { id, orig_only }, duration(left));
     Ok(FlowRecord { orig, reply, zone, status, remaining, protocol, mark, counters })
+}
+
+/// A severed flow is spared by early drop, and nobody is told of a flow that goes on.
+fn check_severed(status: Status) -> Result<(), Invalid> {
+    let spared = !status.contains(Status::SEVERED) || status.contains(Status::ASSURED);
+    if spared && (status.contains(Status::SEVERED) || !status.intersects(Status::TOLD)) {
+        return Ok(());
+    }
+    Err(Invalid::new("status", format!("{status:?}"), "severed flows assured, and nobody told of others"))
 }
 
 /// A flow is translated where its tuples say so, and only there.

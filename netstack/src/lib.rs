@@ -93,6 +93,7 @@ mod icmp;
 mod image;
 mod link;
 mod local;
+mod offload;
 mod packet;
 mod path;
 mod ping;
@@ -114,21 +115,24 @@ pub use crate::cidr::{Cidr, CidrError};
 pub use crate::device::{HookedConfig, HookedDevice, HookedError, HookedRxToken, HookedTxToken};
 pub use crate::drop_reason::DropReason;
 pub use crate::ethernet::{MacAddr, MacAddrError, NeighbourEntry, NeighbourState};
-pub use crate::event::{DropEvent, LogEvent, StackEvent};
+pub use crate::event::{DropEvent, LogEvent, PacketEnds, StackEvent};
 pub use crate::fragments::FragmentLimits;
 pub use crate::hook::{Hook, HookRow, HookRowKind, priority};
 pub use crate::link::{LinkConfig, LinkId, Medium};
 pub use crate::local::{
-    Congestion, ListenOptions, LocalError, LocalLimits, LocalServices, PingReply, PingSocket, ReceiveLimits,
-    SocketError, StreamError, StreamOptions, StreamState, TcpListener, TcpStream, UdpDatagram, UdpSocket,
+    Congestion, ListenOptions, LocalError, LocalLimits, LocalServices, Opening, PingReply, PingSocket, Proxied,
+    ProxyDatagram, ProxyEcho, ReceiveLimits, SocketError, StreamError, StreamOptions, StreamState, TcpListener,
+    TcpStream, UdpDatagram, UdpSocket, Unreached,
 };
+pub use crate::offload::{ChecksumState, Ingress, LinkOffloads, Offload, Segmentation, SegmentationKind};
 pub use crate::packet::{Keeper, Packet, Verdict};
 pub use crate::reject::RejectWith;
 pub use crate::report::{
-    FlowOutcome, FlowReport, RebuildFault, ResetCause, RestoreReport, StreamOutcome, StreamReport,
+    DropCause, FlowOutcome, FlowReport, RebuildFault, ResetCause, RestoreReport, StreamOutcome, StreamReport,
 };
 pub use crate::restore::{
-    ClonePolicy, Contents, Decoded, Rehashed, RestoreError, RestorePolicy, Supplied, TimePolicy, Validated,
+    ClonePolicy, Contents, Decoded, FlowDirection, FlowState, ForkAction, ForkMatch, ForkRule, ForkRules,
+    ForkRulesError, MarkMatch, Rehashed, RestoreError, RestorePolicy, Supplied, TimePolicy, Validated,
 };
 pub use crate::route::{Route, RouteError};
 pub use crate::rules::{

@@ -4,6 +4,7 @@ use core::time::Duration;
 
 use hibernet_snapshot::Instant;
 
+use super::burst::Ahead;
 use super::limits::is_half_open;
 use super::{Conntrack, Origin, Refusal};
 use crate::attachment::{Attached, Attachment, Binding};
@@ -12,14 +13,14 @@ use crate::headers::{Parsed, parse, tuple_of};
 use crate::invalid::{IgnoreReason, InvalidReason};
 use crate::record::{Counters, FlowRecord};
 use crate::status::{CtState, Status};
-use crate::table::Slot;
+use crate::table::{Place, Slot};
 use crate::tracker::icmp::{IcmpClass, InnerTuple};
 use crate::tracker::{self, Outcome, Packet};
 use crate::tuple::{Direction, Tuple, Zone, proto};
 
 /// Whether a new flow is meant to enter the table.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Room {
+pub(super) enum Room {
     Needed,
     NotNeeded,
 }
@@ -37,7 +38,7 @@ impl Conntrack {
         origin: Origin,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
-        self.track_with(datagram, parsed, zone, origin, Room::Needed, now)
+        self.track_with(datagram, parsed, zone, origin, Room::Needed, &Ahead::default(), now)
     }
 
     /// As [`Conntrack::track`] at prerouting, for a packet whose flow is not meant to enter the table: neither the table's
@@ -47,9 +48,10 @@ impl Conntrack {
         datagram: &[u8],
         parsed: &Parsed,
         zone: Zone,
+        origin: Origin,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
-        self.track_with(datagram, parsed, zone, Origin::Link, Room::NotNeeded, now)
+        self.track_with(datagram, parsed, zone, origin, Room::NotNeeded, &Ahead::default(), now)
     }
 
     /// As [`Conntrack::track`] at prerouting, for the acknowledgement that ends a handshake nobody kept: the flow begins as
@@ -60,14 +62,15 @@ impl Conntrack {
         datagram: &[u8],
         parsed: &Parsed,
         zone: Zone,
+        origin: Origin,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
         self.table.flows_mut().advance(now);
-        let packet = Packet { datagram, parsed, verify_checksum: self.sysctls.checksum };
+        let packet = Packet { datagram, parsed, verify_checksum: self.sysctls.checksum && origin == Origin::Link };
         let Subject::Flow(tuple) = subject(&packet) else {
-            return self.track(datagram, parsed, zone, Origin::Link, now);
+            return self.track(datagram, parsed, zone, origin, now);
         };
-        if let Some(attachment) = self.resolve(&packet, &tuple, zone, now) {
+        if let Some(attachment) = self.resolve(&packet, &tuple, zone, now)? {
             return Ok(attachment);
         }
         let [syn, syn_ack] = opening;
@@ -99,13 +102,15 @@ impl Conntrack {
         Ok(attachment)
     }
 
-    fn track_with(
+    #[expect(clippy::too_many_arguments, reason = "those of the public functions, and what sets them apart")]
+    pub(super) fn track_with(
         &mut self,
         datagram: &[u8],
         parsed: &Parsed,
         zone: Zone,
         origin: Origin,
         room: Room,
+        ahead: &Ahead,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
         self.table.flows_mut().advance(now);
@@ -113,13 +118,14 @@ impl Conntrack {
         let tuple = match subject(&packet) {
             Subject::Flow(tuple) => tuple,
             Subject::Quoted(inner) => {
-                let related = inner.tuple.inverted().and_then(|answer| self.relate(&answer, zone));
+                let related = inner.tuple.inverted().map(|answer| self.relate(&answer, zone)).transpose()?.flatten();
                 return Ok(related.unwrap_or_else(|| self.invalid(unrelated(&inner))));
             }
             Subject::Untracked => return Ok(Attachment::untracked()),
             Subject::Invalid(reason) => return Ok(self.invalid(reason)),
         };
-        if let Some(attachment) = self.resolve(&packet, &tuple, zone, now) {
+        let place = ahead.place_of(&tuple, self).unwrap_or_else(|| self.table.place(&tuple));
+        if let Some(attachment) = self.resolve_at(&place, &packet, zone, now)? {
             return Ok(attachment);
         }
         let Some(reply) = tuple.inverted() else { return Ok(self.invalid(not_opening(&tuple))) };
@@ -137,13 +143,29 @@ impl Conntrack {
         tuple: &Tuple,
         zone: Zone,
         now: Instant,
-    ) -> Option<Attachment> {
-        let (slot, direction) = self.table.find(tuple, zone)?;
+    ) -> Result<Option<Attachment>, Refusal> {
+        self.resolve_at(&self.table.place(tuple), packet, zone, now)
+    }
+
+    #[inline]
+    fn resolve_at(
+        &mut self,
+        place: &Place,
+        packet: &Packet<'_>,
+        zone: Zone,
+        now: Instant,
+    ) -> Result<Option<Attachment>, Refusal> {
+        let Some((slot, direction)) = self.table.find_at(place, zone) else { return Ok(None) };
         if self.table.flows().is_expired(slot) {
             self.destroy(slot);
-            return None;
+            return Ok(None);
         }
-        self.follow(packet, slot, direction, now)
+        if self.is_severed(slot) {
+            self.meet_severed(packet, slot, direction)?;
+            self.destroy(slot);
+            return Ok(None);
+        }
+        Ok(self.follow(packet, slot, direction, now))
     }
 
     /// A new flow, which its packet owns until `confirm`. The table's limit comes before: where it is full, even what would
@@ -237,9 +259,14 @@ impl Conntrack {
 
     /// An ICMP error belongs to the flow of the packet it quotes, and goes the other way: as an answer to that packet would.
     /// The quoted packet is as it arrived at who complains, behind NAT; so only the answer's tuple is in the table.
-    pub(crate) fn relate(&self, answer: &Tuple, zone: Zone) -> Option<Attachment> {
-        let (slot, direction) = self.table.find(answer, zone)?;
-        (!self.table.flows().is_expired(slot)).then(|| self.attach(slot, direction, CtState::Related, None))
+    pub(crate) fn relate(&self, answer: &Tuple, zone: Zone) -> Result<Option<Attachment>, Refusal> {
+        let found = self.table.find(answer, zone).filter(|(slot, _)| !self.table.flows().is_expired(*slot));
+        let Some((slot, direction)) = found else { return Ok(None) };
+        match self.is_severed(slot) {
+            // Nobody is told of an error.
+            true => Err(Refusal::Severed),
+            false => Ok(Some(self.attach(slot, direction, CtState::Related, None))),
+        }
     }
 
     fn attach(&self, slot: Slot, direction: Direction, state: CtState, ignored: Option<IgnoreReason>) -> Attachment {

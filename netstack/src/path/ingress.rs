@@ -6,24 +6,25 @@ use crate::drop_reason::DropReason;
 use crate::hook::Hook;
 use crate::icmp::IcmpError;
 use crate::link::{LinkId, Medium};
+use crate::offload::Offload;
 use crate::packet::Packet;
 use crate::route::Decision;
 use crate::stack::Stack;
 
 impl Stack {
     /// What a link hands over: stripped of what is the link's, checked, then on its way.
-    pub(crate) fn accept_from_link(&mut self, link: LinkId, frame: Vec<u8>, now: Instant) {
+    pub(crate) fn accept_from_link(&mut self, link: LinkId, frame: Vec<u8>, offload: Offload, now: Instant) {
         let medium = self.links.link(link).filter(|_| link != LinkId::LOOPBACK).map(|link| link.medium);
-        let (datagram, link_group) = match medium {
-            Some(Medium::Ip) => (frame, false),
+        let (frame, at, link_group) = match medium {
+            Some(Medium::Ip) => (frame, 0, false),
             Some(Medium::Ethernet { mac }) => match self.accept_frame(link, mac, frame, now) {
                 Some(carried) => carried,
                 None => return,
             },
             None => return self.drop_unread(DropReason::NoSuchLink, Some(link), frame.len()),
         };
-        let len = datagram.len();
-        let mut packet = Packet::received(link, datagram);
+        let len = frame.len().saturating_sub(at);
+        let mut packet = Packet::received_in(link, frame, at, offload);
         if let Ok(packet) = &mut packet {
             packet.link_group = link_group;
         }
@@ -39,12 +40,15 @@ impl Stack {
 
     /// PREROUTING, then where the packet's destination says.
     pub(crate) fn receive(&mut self, packet: Packet, now: Instant) {
-        let Ok(packet) = self.run_hook(Hook::Prerouting, packet, now) else { return };
+        let Ok(mut packet) = self.run_hook(Hook::Prerouting, packet, now) else { return };
         if self.sink.is_some() {
             return self.hand_out(packet, now);
         }
         let iif = packet.iif.unwrap_or(LinkId::LOOPBACK);
-        match self.routes.input(&self.links, iif, packet.src(), packet.dst()) {
+        let decision = self.routes.input(&self.links, iif, packet.src(), packet.dst());
+        packet.tproxy &= matches!(decision, Decision::Forward(_) | Decision::Unroutable | Decision::Local);
+        match decision {
+            _ if packet.tproxy => self.deliver(packet, false, now),
             Decision::Local => self.deliver(packet, false, now),
             Decision::LocalGroup => self.deliver(packet, true, now),
             Decision::Forward(hop) => self.forward(packet, hop, now),

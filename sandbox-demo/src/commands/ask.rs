@@ -9,6 +9,8 @@ use serde_json::Value;
 use super::print;
 use crate::control::After;
 use crate::control::ControlClient;
+use crate::control::EgressReply;
+use crate::control::EventsReply;
 use crate::control::HooksReply;
 use crate::control::ListReply;
 use crate::control::NeighboursReply;
@@ -62,6 +64,27 @@ pub(crate) fn hooks(control: &Path, json: bool) -> anyhow::Result<()> {
     print(json, &hooks, || hooks.rows.iter().map(|row| format!("{}\n", row.text)).collect())
 }
 
+pub(crate) fn events(control: &Path, after: Option<u64>, json: bool) -> anyhow::Result<()> {
+    let found: EventsReply = ControlClient::connect(control)?.call(&Request::Events { after })?;
+    print(json, &found, || {
+        let mut text: String =
+            found.events.iter().map(|event| format!("{:>6} {}\n", event.number, event.text)).collect();
+        if found.lost > 0 {
+            text.push_str(&format!("{} older ones are not kept any more\n", found.lost));
+        }
+        text
+    })
+}
+
+pub(crate) fn egress(control: &Path, json: bool) -> anyhow::Result<()> {
+    let found: EgressReply = ControlClient::connect(control)?.call(&Request::Egress)?;
+    print(json, &found, || {
+        let EgressReply { tcp, udp, echo, policy } = &found;
+        let policy = policy.as_deref().unwrap_or("     as it was saved\n");
+        format!("host sockets: {tcp} of TCP, {udp} of UDP, {echo} of pings\negress policy:\n{policy}")
+    })
+}
+
 pub(crate) fn stats(control: &Path, json: bool) -> anyhow::Result<()> {
     let stats: StatsReply = ControlClient::connect(control)?.call(&Request::Stats)?;
     print(json, &stats, || {
@@ -72,6 +95,13 @@ pub(crate) fn stats(control: &Path, json: bool) -> anyhow::Result<()> {
                 "link {}: {} received, {} sent, {} overrun, {} unreadable, {} not sent",
                 link.name, link.received, link.sent, link.receive_overruns, link.unreadable, link.send_drops
             );
+            if link.connects > 0 {
+                let _ = writeln!(
+                    text,
+                    "link {}: peer came {} times, went {} times",
+                    link.name, link.connects, link.disconnects
+                );
+            }
         }
         for drop in &stats.drops {
             let _ = writeln!(text, "drop {:>3} {:<24} {}", drop.number, drop.reason, drop.count);
