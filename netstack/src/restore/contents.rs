@@ -33,7 +33,7 @@ pub struct Contents {
 struct Item {
     section: Section,
     /// Its number, where it has one: then its name is for people alone.
-    number: u64,
+    number: Option<u64>,
     name: String,
     value: Value,
 }
@@ -127,7 +127,7 @@ impl Contents {
 
 impl Item {
     fn new(section: Section, name: String, value: Value) -> Self {
-        Self { section, number: 0, name, value }
+        Self { section, number: None, name, value }
     }
 
     fn of_section(section: Section, value: Value) -> Self {
@@ -150,7 +150,7 @@ impl Item {
             for pair in core::mem::take(many) {
                 let Value::List(pair) = pair else { continue };
                 let Ok([id, value]) = <[Value; 2]>::try_from(pair) else { continue };
-                let number = if let Value::Integer(id) = id { u64::try_from(id).unwrap_or(0) } else { 0 };
+                let number = if let Value::Integer(id) = id { u64::try_from(id).ok() } else { None };
                 items.push(Self { section, number, name: format!("{kind} {}", id.in_a_row()), value });
             }
             fields.remove(field);
@@ -168,9 +168,9 @@ impl Item {
         items
     }
 
-    fn key(&self) -> (Section, &str, u64, &str) {
+    fn key(&self) -> (Section, &str, Option<u64>, &str) {
         // A kind of socket at a time, and by number among those.
-        let kind = if self.number == 0 { "" } else { self.name.split(' ').next().unwrap_or_default() };
+        let kind = self.name.split(' ').next().unwrap_or_default();
         (self.section, kind, self.number, &self.name)
     }
 }

@@ -55,7 +55,7 @@ fn value(flow: &FlowRecord) -> Value {
     let directions = |[original, reply]: [u64; 2]| map([("original", number(original)), ("reply", number(reply))]);
     map([
         ("reply", Value::Text(tuple(reply))),
-        ("status", Value::List(status.iter_names().map(|(name, _)| text(name)).collect())),
+        ("status", set(status.iter_names().map(|(name, _)| name))),
         ("remaining", Value::Text(format!("{remaining:?}"))),
         ("mark", number(*mark)),
         ("packets", directions(counters.packets)),
@@ -94,7 +94,7 @@ fn tcp(track: &TcpTrack) -> Value {
             ("td_maxwin", number(*td_maxwin)),
             ("td_maxack", number(*td_maxack)),
             ("scale", number(*scale)),
-            ("flags", Value::List(flags.iter_names().map(|(name, _)| text(name)).collect())),
+            ("flags", set(flags.iter_names().map(|(name, _)| name))),
         ])
     };
     map([
@@ -126,6 +126,11 @@ fn sctp(track: &SctpTrack) -> Value {
         ("last_direction", Value::Text(format!("{last_dir:?}"))),
         ("flags", number(*flags)),
     ])
+}
+
+/// Flags that are set, each by its name: so that one more changes no other.
+fn set(names: impl Iterator<Item = &'static str>) -> Value {
+    Value::Map(names.map(|name| (name.to_owned(), Value::Bool(true))).collect())
 }
 
 fn number(value: impl Into<i128>) -> Value {
