@@ -4,6 +4,7 @@ mod bind;
 mod follow;
 mod limits;
 mod restore;
+mod save;
 mod shard;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -18,6 +19,7 @@ use self::limits::{HalfOpen, half_open_flows};
 pub(crate) use self::limits::{half_open_allows, neighbour};
 pub use self::restore::{NotRestored, Validated};
 use self::restore::{no_events, source_mappings};
+pub use self::save::FrozenConntrack;
 pub(crate) use self::shard::Settings;
 use crate::attachment::{Attached, Attachment};
 use crate::canary::CanaryScan;

@@ -65,7 +65,8 @@ mod wire;
 pub use crate::attachment::{Attachment, Remark};
 pub use crate::canary::{CanaryReport, CanaryScan};
 pub use crate::conntrack::{
-    Config, ConfigError, Conntrack, ConntrackSaved, EarlyDrop, NotRestored, Origin, Refusal, Totals, Validated,
+    Config, ConfigError, Conntrack, ConntrackSaved, EarlyDrop, FrozenConntrack, NotRestored, Origin, Refusal, Totals,
+    Validated,
 };
 pub use crate::event::{ConntrackEvent, EventKind};
 pub use crate::headers::{Fragment, ParseError, Parsed, parse, udp_lite_coverage};
@@ -78,6 +79,6 @@ pub use crate::record::{Counters, FlowRecord};
 pub use crate::shared::{Shards, SharedConntrack};
 pub use crate::status::{CtState, Status};
 pub use crate::sysctl::{LONGEST_TIMEOUT, SysctlError, Sysctls};
-pub use crate::table::{FlowsSaved, Handle};
+pub use crate::table::{FlowsSaved, Handle, Packing, Progress, RestoreOptions, RestoreRoom, RestoreStep, SaveBuffer};
 pub use crate::tuple::{Direction, Tuple, Zone, proto};
 pub use crate::wire::WireChoices;

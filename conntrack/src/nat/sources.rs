@@ -3,7 +3,8 @@
 use core::net::IpAddr;
 use std::collections::BTreeMap;
 
-use crate::table::{Flows, Slot};
+use crate::status::Status;
+use crate::table::{Addr, Entry, Flows, Slot};
 use crate::tuple::{Direction, Tuple};
 
 /// Flows that went through source NAT, by inside socket and age.
@@ -25,13 +26,21 @@ impl Socket {
 }
 
 impl Sources {
-    /// Files all flows of a table, as after a restore.
-    pub(crate) fn of(flows: &Flows) -> Self {
-        let mut sources = Self::default();
-        for slot in flows.in_creation_order() {
-            sources.insert(flows, slot);
-        }
-        sources
+    /// Files all flows of a table, as after a restore; on two threads if there are as many.
+    pub(crate) fn of(flows: &Flows, threads: usize) -> Self {
+        let (v4, v6) = flows.slabs();
+        let of_v6 = || collected(v6, Slot::v6);
+        let (v4, v6) = if threads > 1 && !v6.is_empty() {
+            std::thread::scope(|scope| {
+                let of_v6 = scope.spawn(of_v6);
+                let v4 = collected(v4, Slot::v4);
+                (v4, of_v6.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            })
+        } else {
+            (collected(v4, Slot::v4), of_v6())
+        };
+        // Sorted already, all but for zones and protocols that both families have: the tree is then built from below.
+        Self(v4.into_iter().chain(v6).collect())
     }
 
     /// Remembers a flow, if source NAT was decided for it.
@@ -64,8 +73,21 @@ impl Sources {
     }
 }
 
+/// The mappings of one family, sorted by socket and age.
+fn collected<A: Addr>(slab: &[Entry<A>], slot: impl Fn(u32) -> Slot) -> Vec<((Socket, u64), Slot)> {
+    let mut all: Vec<_> = (0_u32..)
+        .zip(slab)
+        .filter(|(_, entry)| entry.core.serial() != 0 && entry.core.status().contains(Status::SRC_NAT_DONE))
+        .map(|(number, entry)| {
+            let (orig, zone) = (entry.tuple(Direction::Original), entry.core.zone().of(Direction::Original));
+            ((Socket::of(&orig, zone), entry.core.serial()), slot(number))
+        })
+        .collect();
+    all.sort_unstable();
+    all
+}
+
 fn key(flows: &Flows, slot: Slot) -> Option<(Socket, u64)> {
-    use crate::status::Status;
     let core = flows.core(slot)?;
     let decided = core.status().contains(Status::SRC_NAT_DONE);
     let orig = flows.tuple(slot, Direction::Original)?;

@@ -17,8 +17,11 @@
 //!
 //! UDP and SCTP keep their few words in the window fields.
 
+mod packed;
+
 use super::addr::Ends;
 use super::clock::{Clock, Tick};
+use super::fetch::fetch;
 use super::links::Links;
 use crate::protocol::{
     ProtocolState, SctpState, SctpTrack, TcpSegmentKind, TcpSide, TcpSideFlags, TcpState, TcpTrack, UdpTrack,
@@ -35,6 +38,21 @@ pub(crate) struct Entry<A> {
     pub(crate) orig: Ends<A>,
     pub(crate) reply: Ends<A>,
     pub(crate) core: Core,
+}
+
+impl<A: Default> Entry<A> {
+    /// What stands in a slot without a flow.
+    pub(crate) fn vacant() -> Self {
+        Self { orig: Ends::default(), reply: Ends::default(), core: Core::default() }
+    }
+
+    /// Has every line of the entry fetched into the cache.
+    #[inline]
+    pub(crate) fn fetch_lines(&self) {
+        fetch(self);
+        fetch(&self.core.mark);
+        fetch(&self.core.unassured);
+    }
 }
 
 /// What does not depend on the address family.

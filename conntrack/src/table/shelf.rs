@@ -21,8 +21,8 @@ pub(crate) struct Shelf<A> {
     unassured: Queue,
 }
 
-struct ByTimer<'a, A>(&'a mut [Entry<A>]);
-struct ByAge<'a, A>(&'a mut [Entry<A>]);
+pub(super) struct ByTimer<'a, A>(pub(super) &'a mut [Entry<A>]);
+pub(super) struct ByAge<'a, A>(pub(super) &'a mut [Entry<A>]);
 
 impl<A> Chain for ByTimer<'_, A> {
     fn links(&mut self, slot: u32) -> Option<&mut Links> {
@@ -46,6 +46,22 @@ impl<A: Addr> Shelf<A> {
             wheel: Wheel::starting_at(slot),
             unassured: Queue::new(),
         }
+    }
+
+    /// A shelf whose slots are all taken already, and filed in `wheel` and `unassured`.
+    pub(crate) fn filled(mut entries: Vec<Entry<A>>, limit: u32, wheel: Wheel, unassured: Queue) -> Self {
+        entries.reserve_exact((limit as usize).saturating_sub(entries.len()));
+        Self { entries, free: Vec::new(), limit, wheel, unassured }
+    }
+
+    /// All slots, vacant ones included.
+    pub(crate) fn slab(&self) -> &[Entry<A>] {
+        &self.entries
+    }
+
+    /// The memory of all slots.
+    pub(crate) fn into_slab(self) -> Vec<Entry<A>> {
+        self.entries
     }
 
     pub(crate) fn entry(&self, slot: u32) -> Option<&Entry<A>> {
