@@ -18,6 +18,8 @@ pub(crate) const LINKS: SectionId = SectionId::new(*b"LINK");
 pub(crate) const RULES: SectionId = SectionId::new(*b"RULE");
 /// Settings and flows of connection tracking.
 pub(crate) const CONNTRACK: SectionId = SectionId::new(*b"CONN");
+/// Flows beyond those that stand with the settings, in blocks: the one section of which there may be several.
+pub(crate) const FLOWS: SectionId = SectionId::new(*b"FLOW");
 /// Fragments that wait for the rest of their datagrams.
 pub(crate) const FRAGMENTS: SectionId = SectionId::new(*b"FRAG");
 /// Neighbours on Ethernet links, and packets that wait for their hardware addresses.
@@ -33,8 +35,8 @@ pub(crate) const DATAGRAMS: SectionId = SectionId::new(*b"UDPS");
 /// Generations.
 pub(crate) const LINEAGE: SectionId = SectionId::new(*b"LINE");
 /// All of them, in the order they are written: rules come before what they guard.
-pub(crate) const SECTIONS: [SectionId; 10] =
-    [LINEAGE, RULES, LINKS, LOCAL, STATS, CONNTRACK, FRAGMENTS, TCP, DATAGRAMS, NEIGHBOURS];
+pub(crate) const SECTIONS: [SectionId; 11] =
+    [LINEAGE, RULES, LINKS, LOCAL, STATS, CONNTRACK, FLOWS, FRAGMENTS, TCP, DATAGRAMS, NEIGHBOURS];
 /// Version of every section's layout.
 pub(crate) const SECTION_VERSION: u16 = 1;
 /// Most parents an image names.

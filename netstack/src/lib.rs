@@ -135,6 +135,7 @@ pub use crate::rules::{
     Action, BaseChain, Chain, ChainKind, Counters, Family, Match, NatTarget, Policy, Ports, Proto, Rule, RuleProblem,
     Ruleset, RulesetError,
 };
-pub use crate::save::SaveError;
+pub use crate::save::{Frozen, SaveError, WriteError};
 pub use crate::stack::{ConfigError, Egress, Errno, LocalSendError, QueueLimits, Stack, StackConfig};
 pub use crate::stats::Stats;
+pub use hibernet_conntrack::{Packing, Progress, RestoreOptions, RestoreRoom, RestoreStep, SaveBuffer};

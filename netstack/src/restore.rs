@@ -8,9 +8,9 @@ mod tests;
 
 use std::collections::VecDeque;
 
-use hibernet_conntrack::{Conntrack, ConntrackSaved, WireChoices};
+use hibernet_conntrack::{Conntrack, ConntrackSaved, RestoreOptions, WireChoices};
 use hibernet_snapshot::codec::{CodecError, decode};
-use hibernet_snapshot::image::{Header, Image, ImageError, Limits, SectionId};
+use hibernet_snapshot::image::{Header, Image, ImageError, Limits, SectionId, StoredImage, StoredSection};
 use hibernet_snapshot::{Entropy, GenerationId, Instant, Invalid, Redraw, Snapshot};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -19,7 +19,7 @@ use crate::ethernet::{CheckedNeighbours, NeighboursSection};
 use crate::event::EventQueue;
 use crate::fragments::{Defragmenter, FragmentsSection};
 use crate::image::{
-    CONNTRACK, DATAGRAMS, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, NEIGHBOURS, RULES,
+    CONNTRACK, DATAGRAMS, FLOWS, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, NEIGHBOURS, RULES,
     RulesSection, SCHEMA, SECTION_VERSION, SECTIONS, STATS, TCP,
 };
 use crate::link::Links;
@@ -178,20 +178,35 @@ pub enum RestoreError {
 impl Decoded {
     /// Opens an image: every checksum is verified, every section decoded.
     pub fn open(bytes: &[u8], limits: &Limits) -> Result<Self, RestoreError> {
-        let image = Image::parse(bytes, limits)?;
+        Self::of(StoredImage::from(Image::parse(bytes, limits)?), limits)
+    }
+
+    /// The same from whatever gives bytes, a file or a [`hibernet_snapshot::sealed::Unsealer`]. Of a large image this takes
+    /// less memory: blocks of flows are freed as they are made use of.
+    pub fn read(input: &mut impl std::io::Read, limits: &Limits) -> Result<Self, RestoreError> {
+        Self::of(StoredImage::read(input, limits)?, limits)
+    }
+
+    fn of(mut image: StoredImage, limits: &Limits) -> Result<Self, RestoreError> {
         let header = image.header().clone();
         let (found, expected) = (header.schema, SCHEMA.fingerprint());
         if found != expected {
             return Err(RestoreError::Schema { found, expected, writer: header.writer });
         }
         image.require_known(&SECTIONS)?;
+        let mut conntrack: ConntrackSaved = section(&image, CONNTRACK, limits)?;
+        for block in image.take(FLOWS) {
+            check_version(&header, &block)?;
+            check_part(&block, true)?;
+            conntrack.attach(block.body);
+        }
         Ok(Self {
             lineage: section(&image, LINEAGE, limits)?,
             rules: section(&image, RULES, limits)?,
             links: section(&image, LINKS, limits)?,
             local: section(&image, LOCAL, limits)?,
             stats: section(&image, STATS, limits)?,
-            conntrack: section(&image, CONNTRACK, limits)?,
+            conntrack,
             fragments: section(&image, FRAGMENTS, limits)?,
             tcp: section(&image, TCP, limits)?,
             datagrams: section(&image, DATAGRAMS, limits)?,
@@ -207,6 +222,16 @@ impl Decoded {
 
     /// Checks every value against everything the running stack relies on. Remaining times count from `now`.
     pub fn validate(self, entropy: &mut Entropy, now: Instant) -> Result<Validated, RestoreError> {
+        self.validate_with(entropy, now, &mut RestoreOptions::default())
+    }
+
+    /// The same on several threads, into memory that is there, with word of how far it is.
+    pub fn validate_with(
+        self,
+        entropy: &mut Entropy,
+        now: Instant,
+        options: &mut RestoreOptions<'_>,
+    ) -> Result<Validated, RestoreError> {
         let Self { header, lineage, rules, links, local, stats, conntrack, fragments, tcp, datagrams, neighbours } =
             self;
         let LineageSection { parents } = valid(LINEAGE, LineageSection::restore(lineage, (), entropy))?;
@@ -230,7 +255,7 @@ impl Decoded {
             datagrams: valid(DATAGRAMS, datagrams.and_then(|section| section.into_datagrams(services)))?,
             services,
             stats: valid(STATS, Stats::restore(stats, (), entropy))?,
-            conntrack: hibernet_conntrack::Validated::check(conntrack, now, entropy)?,
+            conntrack: hibernet_conntrack::Validated::check_with(conntrack, now, entropy, options)?,
             now,
         })
     }
@@ -238,7 +263,18 @@ impl Decoded {
 
 impl Validated {
     /// Draws every key afresh from `entropy`, which is wiped afterwards, and files every flow under them.
-    pub fn rehash(self, mut entropy: Entropy, policy: RestorePolicy) -> Result<Rehashed, RestoreError> {
+    pub fn rehash(self, entropy: Entropy, policy: RestorePolicy) -> Result<Rehashed, RestoreError> {
+        self.rehash_with(entropy, policy, &mut RestoreOptions::default())
+    }
+
+    /// The same on several threads, into memory that is there, with word of how far it is. The options are those that
+    /// [`Decoded::validate_with`] was given.
+    pub fn rehash_with(
+        self,
+        mut entropy: Entropy,
+        policy: RestorePolicy,
+        options: &mut RestoreOptions<'_>,
+    ) -> Result<Rehashed, RestoreError> {
         let Self {
             generation,
             parents,
@@ -256,7 +292,7 @@ impl Validated {
         } = self;
         let RestorePolicy { clone: ClonePolicy::Move, time: TimePolicy::Freeze } = policy;
         let records = conntrack.flows();
-        let conntrack = conntrack.rehash(&mut entropy)?;
+        let conntrack = conntrack.rehash_with(&mut entropy, options)?;
         let mut local = Local::new(services, LocalLimits::default(), &links, &mut entropy);
         let rebuilt = local.restore_tcp(tcp, &mut entropy, now);
         let flows = reset::sort_out(&records, &rebuilt.streams);
@@ -318,14 +354,32 @@ impl Rehashed {
     }
 }
 
-fn section<T: DeserializeOwned>(image: &Image<'_>, section: SectionId, limits: &Limits) -> Result<T, RestoreError> {
+fn section<T: DeserializeOwned>(image: &StoredImage, section: SectionId, limits: &Limits) -> Result<T, RestoreError> {
     let writer = || image.header().writer.clone();
-    let found = image.section(section).ok_or_else(|| RestoreError::Missing { section, writer: writer() })?;
-    if found.version != SECTION_VERSION {
-        let (found, expected) = (found.version, SECTION_VERSION);
-        return Err(RestoreError::SectionVersion { section, found, expected, writer: writer() });
+    let found = image
+        .sections()
+        .find(|found| found.id == section)
+        .ok_or_else(|| RestoreError::Missing { section, writer: writer() })?;
+    check_version(image.header(), found)?;
+    check_part(found, false)?;
+    decode(&found.body, limits).map_err(|error| RestoreError::Codec { section, error })
+}
+
+fn check_version(header: &Header, section: &StoredSection) -> Result<(), RestoreError> {
+    let StoredSection { id, version, .. } = *section;
+    if version == SECTION_VERSION {
+        return Ok(());
     }
-    decode(found.body, limits).map_err(|error| RestoreError::Codec { section, error })
+    let (found, expected) = (version, SECTION_VERSION);
+    Err(RestoreError::SectionVersion { section: id, found, expected, writer: header.writer.clone() })
+}
+
+fn check_part(section: &StoredSection, part: bool) -> Result<(), RestoreError> {
+    let spelled = |part| if part { "one of several" } else { "the only one of its name" };
+    if section.part == part {
+        return Ok(());
+    }
+    valid(section.id, Err(Invalid::new("flags", spelled(section.part), spelled(part))))
 }
 
 fn valid<T>(section: SectionId, result: Result<T, Invalid>) -> Result<T, RestoreError> {

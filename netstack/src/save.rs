@@ -1,14 +1,17 @@
 //! A stack as an image. `&self`: a save disturbs nothing.
 
+use core::convert::Infallible;
+
+use hibernet_conntrack::{FrozenConntrack, Packing, SaveBuffer};
 use hibernet_snapshot::codec::{CodecError, encode};
-use hibernet_snapshot::image::{Header, ImageWriter, Requirement, SectionId};
+use hibernet_snapshot::image::{BodySum, Frame, Header, ImageStream, Requirement, SectionId};
 use hibernet_snapshot::{GenerationId, Instant, Snapshot};
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::image::{
-    CONNTRACK, DATAGRAMS, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, MAX_LINEAGE, NEIGHBOURS,
-    RULES, RulesSection, SCHEMA, SECTION_VERSION, STATS, TCP,
+    CONNTRACK, DATAGRAMS, FLOWS, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, MAX_LINEAGE,
+    NEIGHBOURS, RULES, RulesSection, SCHEMA, SECTION_VERSION, STATS, TCP,
 };
 use crate::stack::Stack;
 
@@ -34,13 +37,58 @@ pub enum SaveError {
     },
 }
 
+/// Why a frozen stack was not written whole.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum WriteError<E> {
+    /// What takes the bytes did not.
+    #[error(transparent)]
+    Sink(E),
+    /// A section cannot be encoded.
+    #[error("section {section}: {error}")]
+    Codec {
+        /// The section.
+        section: SectionId,
+        /// What is wrong.
+        error: CodecError,
+    },
+}
+
+/// A stack at one moment, taken out of it: writing it disturbs nobody, and can be done on another thread.
+#[derive(Debug)]
+pub struct Frozen {
+    header: Header,
+    before: Vec<(SectionId, Vec<u8>)>,
+    conntrack: FrozenConntrack,
+    after: Vec<(SectionId, Vec<u8>)>,
+    more: Vec<(Frame, Vec<u8>)>,
+}
+
 impl Stack {
     /// The whole stack as an image that names itself `generation`: rules with counters, links, routes, flows, fragments and
     /// packets that wait, neighbours, services, counters, sockets with what they hold. No key is in it, and no instant: only
     /// what remains of timers at `now`.
     ///
     /// Not in it, because the source keeps them: datagrams in [`Stack::egress`], and events.
+    ///
+    /// For large tables there is [`Stack::freeze`], which makes packets wait less.
     pub fn save(&self, generation: GenerationId, now: Instant) -> Result<Vec<u8>, SaveError> {
+        let mut image = Vec::new();
+        let sink = |bytes: &[u8]| {
+            image.extend_from_slice(bytes);
+            Ok::<_, Infallible>(())
+        };
+        match self.freeze(generation, now, SaveBuffer::default())?.write(&Packing::default(), sink) {
+            Ok(_) => Ok(image),
+            Err(WriteError::Codec { section, error }) => Err(SaveError::Codec { section, error }),
+            Err(WriteError::Sink(never)) => match never {},
+        }
+    }
+
+    /// Takes out what an image holds: the pause of a save. Flows are copied as they are, into a `buffer` that should have
+    /// been touched before; everything else is encoded. [`Frozen::write`] makes the image of it that [`Stack::save`] would
+    /// have made at this moment.
+    pub fn freeze(&self, generation: GenerationId, now: Instant, buffer: SaveBuffer) -> Result<Frozen, SaveError> {
         let Self {
             links,
             routes,
@@ -62,27 +110,84 @@ impl Stack {
         if now > *told {
             return Err(SaveError::Stale { told: *told, now });
         }
+        let conntrack = conntrack.freeze(buffer);
         let writer = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).to_owned();
-        let mut image = ImageWriter::new(&Header { schema: SCHEMA.fingerprint(), writer, generation });
+        let header = Header { schema: SCHEMA.fingerprint(), writer, generation };
         let links = LinksSection { links: links.given().to_vec(), routes: routes.given().to_vec() };
-        add(&mut image, LINEAGE, &LineageSection { parents: parents(lineage, generation) }.save())?;
-        add(&mut image, RULES, &RulesSection::of(rules.set()).save())?;
-        add(&mut image, LINKS, &links.save())?;
-        add(&mut image, LOCAL, &local.services().save())?;
-        add(&mut image, STATS, &stats.save())?;
-        add(&mut image, CONNTRACK, &conntrack.save())?;
-        add(&mut image, FRAGMENTS, &fragments.section(*told).save())?;
-        add(&mut image, TCP, &local.tcp_section(*told).save())?;
-        add(&mut image, DATAGRAMS, &local.datagrams().section().save())?;
-        add(&mut image, NEIGHBOURS, &neighbours.section(*told).save())?;
-        Ok(image.finish())
+        let before = vec![
+            encoded(LINEAGE, &LineageSection { parents: parents(lineage, generation) }.save())?,
+            encoded(RULES, &RulesSection::of(rules.set()).save())?,
+            encoded(LINKS, &links.save())?,
+            encoded(LOCAL, &local.services().save())?,
+            encoded(STATS, &stats.save())?,
+        ];
+        let after = vec![
+            encoded(FRAGMENTS, &fragments.section(*told).save())?,
+            encoded(TCP, &local.tcp_section(*told).save())?,
+            encoded(DATAGRAMS, &local.datagrams().section().save())?,
+            encoded(NEIGHBOURS, &neighbours.section(*told).save())?,
+        ];
+        Ok(Frozen { header, before, conntrack, after, more: Vec::new() })
     }
 }
 
-fn add<T: Serialize>(image: &mut ImageWriter, section: SectionId, saved: &T) -> Result<(), SaveError> {
-    let body = encode(saved).map_err(|error| SaveError::Codec { section, error })?;
-    image.section(section, SECTION_VERSION, Requirement::Required, &body);
-    Ok(())
+impl Frozen {
+    /// The header of the image.
+    pub const fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Adds a section of the embedder's, which a stack skips, behind all others.
+    pub fn add(&mut self, section: SectionId, version: u16, body: Vec<u8>) {
+        self.more.push((Frame { id: section, version, requirement: Requirement::Optional, part: false }, body));
+    }
+
+    /// Packs the image and hands its bytes to `sink` in order. Says how many there were. Beside the frozen copy no more than a
+    /// few blocks of flows a thread are in memory.
+    ///
+    /// # Errors
+    /// Those of `sink`, or if a section cannot be encoded.
+    pub fn write<E>(
+        &mut self,
+        packing: &Packing,
+        sink: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<u64, WriteError<E>> {
+        let Self { header, before, conntrack, after, more } = self;
+        let settings =
+            encode(&conntrack.settings(packing)).map_err(|error| WriteError::Codec { section: CONNTRACK, error })?;
+        let blocks = conntrack.blocks(packing);
+        let sections = before.len().saturating_add(after.len()).saturating_add(more.len()).saturating_add(1);
+        let sections = u32::try_from(sections).unwrap_or(u32::MAX).saturating_add(blocks);
+        let mut image = ImageStream::begin(header, sections, blocks > 0, sink).map_err(WriteError::Sink)?;
+        let one = |id| Frame { id, version: SECTION_VERSION, requirement: Requirement::Required, part: false };
+        for (id, body) in before {
+            image.section(one(*id), body).map_err(WriteError::Sink)?;
+        }
+        image.section(one(CONNTRACK), &settings).map_err(WriteError::Sink)?;
+        let part = Frame { part: true, ..one(FLOWS) };
+        conntrack.pack(packing, BodySum::of, |block, sum| image.summed(part, block, &sum)).map_err(WriteError::Sink)?;
+        for (id, body) in after {
+            image.section(one(*id), body).map_err(WriteError::Sink)?;
+        }
+        for (frame, body) in more {
+            image.section(*frame, body).map_err(WriteError::Sink)?;
+        }
+        image.finish().map_err(WriteError::Sink)
+    }
+
+    /// How many flows are in it, once it was written.
+    pub const fn flows(&self) -> usize {
+        self.conntrack.flows()
+    }
+
+    /// The memory, for the next save.
+    pub fn into_buffer(self) -> SaveBuffer {
+        self.conntrack.into_buffer()
+    }
+}
+
+fn encoded<T: Serialize>(section: SectionId, saved: &T) -> Result<(SectionId, Vec<u8>), SaveError> {
+    Ok((section, encode(saved).map_err(|error| SaveError::Codec { section, error })?))
 }
 
 /// The parents of a generation: the lineage without the generation itself, which is what a restored stack saves first when

@@ -50,12 +50,13 @@
 //! - [`Secret`] and [`Entropy`]: key material is typed from the moment it is drawn.
 //! - [`image`]: the container, readable without any codec. [`codec`]: how a section's body is encoded.
 //! - [`diff`]: what a save holds and what changed between two, for people and for tests.
+//! - [`sealed`]: images that nobody reads or changes without their key.
 //! - `file` (feature `os`): puts an image in a file so that a crash leaves the old file or the new one.
 //!
 //! # What it does not do
 //! - **No I/O, clock or randomness**, but for the feature `os`. Seeds and time are arguments.
-//! - **No authentication and no encryption.** The checksums find damage, not an adversary: seal the file yourself if
-//!   others can write to it. An image holds the users' bytes.
+//! - **No authentication and no encryption unless it is asked for.** The checksums find damage, not an adversary: [`sealed`]
+//!   is for images that others can read or write. An image holds the users' bytes.
 //! - **No migration between schemas.** An image of another schema is refused, with both fingerprints.
 //! - **No recursive types**: the schema is a constant, and would be infinite.
 //! - **Wiping is best effort**: a secret is wiped where it is stored, but registers, stack slots that it passed through and
@@ -72,6 +73,7 @@ pub mod diff;
 #[cfg(feature = "os")]
 pub mod file;
 pub mod image;
+pub mod sealed;
 
 mod decoded;
 mod entropy;

@@ -14,8 +14,7 @@ pub(super) fn with_section(image: &[u8], state: &[u8]) -> anyhow::Result<Vec<u8>
     let image = Image::parse(image, &Limits::default())?;
     let mut writer = ImageWriter::new(image.header());
     for section in image.sections() {
-        let requirement = if section.required { Requirement::Required } else { Requirement::Optional };
-        writer.section(section.id, section.version, requirement, section.body);
+        writer.copy(section);
     }
     writer.section(APPLICATION, VERSION, Requirement::Optional, state);
     Ok(writer.finish())

@@ -112,6 +112,21 @@ pub enum ImageError {
         /// How long it says it is.
         expected: u64,
     },
+    /// The image is sealed: it has to be opened with its key first.
+    #[error("the image is sealed, and needs the key it was sealed with; written by {writer:?}")]
+    Sealed {
+        /// The program that wrote it.
+        writer: String,
+    },
+    /// The seal does not hold.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// The bytes could not be had.
+    #[error("reading the image: {reason}")]
+    Read {
+        /// What was in the way.
+        reason: String,
+    },
     /// More than the reader accepts.
     #[error("{found} {what}, the limit is {limit}")]
     TooLarge {
@@ -146,4 +161,29 @@ impl core::fmt::Display for Place {
             Self::Trailer => f.write_str("trailer"),
         }
     }
+}
+
+/// Why a seal does not hold. Nothing of the image was decoded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SealError {
+    /// The file begins unlike a sealed image.
+    #[error("not a sealed image: {found}")]
+    NotSealed {
+        /// What was found instead.
+        found: String,
+    },
+    /// Another key, or not the bytes that were sealed.
+    #[error(
+        "the seal is broken in chunk {chunk}: another key, or the image was changed; it says it was written by {writer:?}"
+    )]
+    Broken {
+        /// The first chunk that does not hold.
+        chunk: u32,
+        /// The program that wrote it, as far as one may believe it.
+        writer: String,
+    },
+    /// More chunks than their numbers can count.
+    #[error("the image is longer than can be sealed, 2^48 bytes")]
+    TooLong,
 }

@@ -7,7 +7,7 @@ use hibernet_snapshot::{Instant, Invalid};
 
 use super::frozen::{plain_records, touched};
 use super::moved::Ticks;
-use super::saved::{BLOCK, BlockHead, COLUMNS, FlowsSaved};
+use super::saved::{BLOCK, BlockHead, COLUMNS, FlowsSaved, PLAIN};
 use super::{Flows, Frame, Part, check_capacity};
 use crate::pack::{self, KIND_V6, Reader};
 use crate::status::Status;
@@ -191,6 +191,8 @@ fn runs(records: Vec<u8>, blocks: Vec<Vec<u8>>, count: u32) -> Result<Vec<Run>, 
         let expected = format!("none or {BLOCK}: more follow in blocks");
         return Err(Invalid::new("flows", format!("{total} flows"), expected));
     }
+    // Compressed blocks hold all flows, plain ones those that have no place with the settings.
+    let encoding = if runs.is_empty() { COLUMNS } else { PLAIN };
     let last = blocks.len().saturating_sub(1);
     for (number, block) in blocks.into_iter().enumerate() {
         let (head, _) = BlockHead::read(&block).map_err(|invalid| invalid.at(number).within("blocks"))?;
@@ -199,6 +201,10 @@ fn runs(records: Vec<u8>, blocks: Vec<Vec<u8>>, count: u32) -> Result<Vec<Run>, 
             return Err(Invalid::new("flows", found, format!("{BLOCK}: more blocks follow"))
                 .at(number)
                 .within("blocks"));
+        }
+        if head.encoding != encoding {
+            let (found, expected) = (head.encoding.to_string(), format!("{encoding}, as for the flows before"));
+            return Err(Invalid::new("encoding", found, expected).at(number).within("blocks"));
         }
         total = total.saturating_add(head.flows);
         runs.push(Run { stored: Stored::Block(block, head), flows: head.flows, v6: head.v6 });
