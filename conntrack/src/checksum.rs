@@ -7,25 +7,21 @@ use crate::tuple::proto;
 
 /// Sum of 16-bit words in one's complement, not inverted: 0xffff over bytes that include their own right checksum.
 pub(crate) fn ones_complement_sum(start: u16, bytes: &[u8]) -> u16 {
-    let mut sum = u64::from(start);
-    // Two words at a time: carries between them are folded in at the end, as 2^16 is 1 in one's complement.
+    // The sum of words in the machine's order is the sum of words in the network's with its bytes in the machine's order (RFC
+    // 1071, section 2): so no word has to be turned. Two at a time: carries between them are folded in at the end, as 2^16 is 1
+    // in one's complement.
     let (pairs, rest) = bytes.as_chunks::<4>();
-    for pair in pairs {
-        sum = sum.wrapping_add(u64::from(u32::from_be_bytes(*pair)));
+    let mut last = [0; 4];
+    if let Some(room) = last.get_mut(..rest.len()) {
+        room.copy_from_slice(rest);
     }
-    for word in rest.chunks(2) {
-        let value = match *word {
-            [high, low] => u16::from_be_bytes([high, low]),
-            [high] => u16::from_be_bytes([high, 0]),
-            _ => 0,
-        };
-        sum = sum.wrapping_add(u64::from(value));
-    }
+    let first = u64::from(start.to_be()).wrapping_add(u32::from_ne_bytes(last).into());
+    let mut sum = pairs.iter().fold(first, |sum, pair| sum.wrapping_add(u32::from_ne_bytes(*pair).into()));
     while let carry @ 1.. = sum >> 16 {
         sum = (sum & 0xffff).wrapping_add(carry);
     }
     // Both halves are below 2^16 now: nothing is cut.
-    (sum & 0xffff) as u16
+    u16::from_be((sum & 0xffff) as u16)
 }
 
 /// Whether bytes that contain their own checksum add up.

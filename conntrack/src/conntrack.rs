@@ -1,6 +1,7 @@
 //! The object: table, trackers and NAT together, as netfilter's hooks call them.
 
 mod bind;
+mod burst;
 mod follow;
 mod limits;
 mod restore;
@@ -11,6 +12,8 @@ pub(crate) mod tests;
 
 use hibernet_snapshot::{Entropy, Instant, Redraw, Snapshot};
 use thiserror::Error;
+
+pub use self::burst::{Ahead, BURST, Incoming};
 
 pub(crate) use self::bind::{decide, is_undecided, null_range, translate};
 pub(crate) use self::follow::{Subject, not_opening, subject, unrelated};
@@ -28,7 +31,7 @@ use crate::nat::Sources;
 use crate::record::FlowRecord;
 use crate::status::{CtState, Status};
 use crate::sysctl::{SysctlError, Sysctls};
-use crate::table::{Handle, NotInserted, Slot, Table, check_capacity};
+use crate::table::{Handle, NotInserted, Place, Slot, Table, check_capacity};
 use crate::tuple::{Direction, Tuple, Zone, proto};
 use crate::wire::WireChoices;
 
@@ -113,6 +116,8 @@ pub struct Totals {
 pub enum Origin {
     /// From a link: at prerouting. Its checksums count.
     Link,
+    /// From a link that has verified its checksums, or that left them out: at prerouting.
+    Verified,
     /// From a local sender: at output.
     Local,
 }
@@ -161,12 +166,27 @@ impl Conntrack {
         })
     }
 
+    /// Writes to the memory of the index, and to that of as many flows of each family: the system then gives it now and not
+    /// while packets wait. More than [`Conntrack::capacity`] is as good as that.
+    ///
+    /// Memory for all flows of both families is reserved from the start, but a system gives pages when they are first written
+    /// to, and one page costs as much as dozens of packets. Whoever would have huge pages advises so in the global allocator.
+    pub fn prefault(&mut self, v4: u32, v6: u32) {
+        self.table.touch(v4, v6);
+    }
+
     /// The station `confirm`: a new flow enters the table. Everything else passes.
     pub fn confirm(&mut self, attachment: &mut Attachment, now: Instant) -> Result<(), Refusal> {
+        self.confirm_at(attachment, None, now)
+    }
+
+    /// The same for who has looked ahead where the flow's original tuple is filed.
+    fn confirm_at(&mut self, attachment: &mut Attachment, place: Option<Place>, now: Instant) -> Result<(), Refusal> {
         let Attached::Unconfirmed(flow) = &mut attachment.0 else { return Ok(()) };
         self.table.flows_mut().advance(now);
         flow.status |= Status::CONFIRMED;
-        let inserted = self.table.insert(flow);
+        let place = place.filter(|place| self.table.is_current(*place));
+        let inserted = self.table.insert_at(place.unwrap_or_else(|| self.table.place(&flow.orig)), flow);
         self.confirmed(attachment, inserted)
     }
 

@@ -65,8 +65,8 @@ mod wire;
 pub use crate::attachment::{Attachment, Remark};
 pub use crate::canary::{CanaryReport, CanaryScan};
 pub use crate::conntrack::{
-    Config, ConfigError, Conntrack, ConntrackSaved, EarlyDrop, FrozenConntrack, NotRestored, Origin, Refusal, Totals,
-    Validated,
+    Ahead, BURST, Config, ConfigError, Conntrack, ConntrackSaved, EarlyDrop, FrozenConntrack, Incoming, NotRestored,
+    Origin, Refusal, Totals, Validated,
 };
 pub use crate::event::{ConntrackEvent, EventKind};
 pub use crate::headers::{Fragment, ParseError, Parsed, parse, udp_lite_coverage};

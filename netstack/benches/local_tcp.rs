@@ -188,7 +188,6 @@ impl End for Own {
     fn turn(&mut self, now: Instant) {
         while let Some(datagram) = self.cable.take() {
             self.stack.ingress(self.link, datagram, now);
-            self.emit();
         }
         self.stack.poll(now);
         self.emit();

@@ -52,6 +52,8 @@ drop_reasons! {
     NoSuchLink = 7, "no_such_link";
     /// Longer than an IP datagram can be.
     TooLong = 8, "too_long";
+    /// What the link says of a missing checksum or of segmentation does not fit the packet.
+    OffloadInvalid = 9, "offload_invalid";
 
     /// A fragment that overlaps another of its datagram (RFC 5722; the kernel throws the whole datagram away).
     FragmentOverlap = 16, "fragment_overlap";

@@ -93,6 +93,7 @@ mod icmp;
 mod image;
 mod link;
 mod local;
+mod offload;
 mod packet;
 mod path;
 mod ping;
@@ -122,6 +123,7 @@ pub use crate::local::{
     Congestion, ListenOptions, LocalError, LocalLimits, LocalServices, PingReply, PingSocket, ReceiveLimits,
     SocketError, StreamError, StreamOptions, StreamState, TcpListener, TcpStream, UdpDatagram, UdpSocket,
 };
+pub use crate::offload::{ChecksumState, Ingress, LinkOffloads, Offload, Segmentation, SegmentationKind};
 pub use crate::packet::{Keeper, Packet, Verdict};
 pub use crate::reject::RejectWith;
 pub use crate::report::{

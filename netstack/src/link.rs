@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cidr::Cidr;
 use crate::ethernet::MacAddr;
+use crate::offload::LinkOffloads;
 
 /// A link of a stack: the loopback link, then the configured ones in their order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -74,6 +75,8 @@ pub(crate) struct Links {
     links: Vec<LinkConfig>,
     /// The configured ones as they were given.
     given: Vec<LinkConfig>,
+    /// What the devices behind them take. Beyond the end: nothing.
+    offloads: Vec<LinkOffloads>,
 }
 
 impl Links {
@@ -89,7 +92,7 @@ impl Links {
             medium: Medium::Ip,
         }];
         links.extend(configured.iter().cloned().map(with_link_local));
-        Self { links, given: configured }
+        Self { links, given: configured, offloads: Vec::new() }
     }
 
     pub(crate) fn id(&self, name: &str) -> Option<LinkId> {
@@ -116,6 +119,23 @@ impl Links {
 
     pub(crate) fn mtu(&self, id: LinkId) -> usize {
         self.link(id).map_or(0, |link| usize::try_from(link.mtu).unwrap_or(usize::MAX))
+    }
+
+    /// What the device behind a link takes. Over the loopback link nothing is lost that could be missing.
+    pub(crate) fn offloads(&self, id: LinkId) -> LinkOffloads {
+        match id {
+            LinkId::LOOPBACK => LinkOffloads::ALL,
+            id => self.offloads.get(id.index()).copied().unwrap_or_default(),
+        }
+    }
+
+    pub(crate) fn set_offloads(&mut self, id: LinkId, offloads: LinkOffloads) {
+        if self.offloads.len() < self.links.len() {
+            self.offloads.resize(self.links.len(), LinkOffloads::default());
+        }
+        if let Some(room) = self.offloads.get_mut(id.index()) {
+            *room = offloads;
+        }
     }
 
     /// All links with their ids, the loopback link first.

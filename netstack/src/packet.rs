@@ -7,6 +7,7 @@ use hibernet_conntrack::{Attachment, Parsed, Zone, parse, proto};
 use crate::drop_reason::DropReason;
 use crate::fragments::Cuts;
 use crate::link::LinkId;
+use crate::offload::{Offload, segments};
 use crate::reject::RejectWith;
 use crate::route::NextHop;
 use crate::rules::Subject;
@@ -17,7 +18,9 @@ use crate::rules::Subject;
 /// it. What needs a second copy takes [`Packet::duplicate`].
 #[derive(Debug)]
 pub struct Packet {
-    bytes: Vec<u8>,
+    /// The datagram, behind what its link had in front of it: room for what the next link wants there.
+    frame: Vec<u8>,
+    at: usize,
     parsed: Parsed,
     pub(crate) attachment: Attachment,
     /// The zone that a rule chose. Like a kernel's packet, it is chosen once: later rules change nothing.
@@ -31,6 +34,7 @@ pub struct Packet {
     pub(crate) local: bool,
     /// How it came, if reassembly has put it together.
     pub(crate) reassembled: Option<Cuts>,
+    offload: Offload,
 }
 
 /// What a chain or station says of a packet.
@@ -60,12 +64,17 @@ pub enum Keeper {
 impl Packet {
     /// A datagram that came in on a link.
     pub fn received(link: LinkId, bytes: Vec<u8>) -> Result<Self, DropReason> {
-        Self::new(bytes, Some(link), false)
+        Self::new(bytes, 0, Offload::NONE, Some(link), false)
+    }
+
+    /// A datagram that came in on a link behind `at` bytes of the link's, with what the link says of both.
+    pub(crate) fn received_in(link: LinkId, frame: Vec<u8>, at: usize, offload: Offload) -> Result<Self, DropReason> {
+        Self::new(frame, at, offload, Some(link), false)
     }
 
     /// A datagram this host makes.
     pub(crate) fn originated(bytes: Vec<u8>) -> Result<Self, DropReason> {
-        Self::new(bytes, None, true)
+        Self::new(bytes, 0, Offload::NONE, None, true)
     }
 
     /// The same bytes as a packet of its own, for flooding and mirroring.
@@ -73,9 +82,10 @@ impl Packet {
     /// The copy belongs to the same flow if that is in the table. A new flow stays with the original, and ends with it when
     /// it is dropped; the copy is then exempt from tracking.
     pub fn duplicate(&self) -> Self {
-        let Self { bytes, parsed, attachment, zone, iif, oif, via, link_group, local, reassembled } = self;
+        let Self { frame, at, parsed, attachment, zone, iif, oif, via, link_group, local, reassembled, offload } = self;
         Self {
-            bytes: bytes.clone(),
+            frame: frame.clone(),
+            at: *at,
             parsed: *parsed,
             attachment: attachment.for_duplicate(),
             zone: *zone,
@@ -85,6 +95,7 @@ impl Packet {
             link_group: *link_group,
             local: *local,
             reassembled: reassembled.clone(),
+            offload: *offload,
         }
     }
 
@@ -94,17 +105,49 @@ impl Packet {
         self.via = hop.via;
     }
 
-    /// A fragment of it, cut on the way out.
-    pub(crate) fn piece(&self, bytes: Vec<u8>) -> Result<Self, DropReason> {
-        let Self { bytes: _, parsed: _, attachment, zone, iif, oif, via, link_group, local, reassembled: _ } = self;
+    /// A fragment or segment of it, cut on the way out.
+    pub(crate) fn piece(&self, bytes: Vec<u8>, offload: Offload) -> Result<Self, DropReason> {
+        let Self { frame: _, at: _, parsed: _, attachment, zone, iif, oif, via, link_group, local, .. } = self;
         let attachment = attachment.for_duplicate();
         let (zone, oif, via, link_group) = (*zone, *oif, *via, *link_group);
-        Ok(Self { attachment, zone, oif, via, link_group, ..Self::new(bytes, *iif, *local)? })
+        Ok(Self { attachment, zone, oif, via, link_group, ..Self::new(bytes, 0, offload, *iif, *local)? })
+    }
+
+    /// Its segments as packets, with complete checksums or, if `partial`, with missing ones; none if it is one segment.
+    pub(crate) fn segments(&self, partial: bool) -> Option<Result<Vec<Self>, DropReason>> {
+        let pieces = segments(self.bytes(), &self.parsed, self.offload.segmentation?, partial)?;
+        Some(pieces.into_iter().map(|(bytes, offload)| self.piece(bytes, offload)).collect())
+    }
+
+    /// What is left to do about it.
+    pub(crate) const fn offload(&self) -> Offload {
+        self.offload
+    }
+
+    /// Says what is left to do about a packet this host has made: in front of the sum over the pseudo header, which is
+    /// written here. Refused where it does not fit the packet.
+    pub(crate) fn leave_to_link(&mut self, offload: Offload) -> Result<(), DropReason> {
+        let Self { frame, at, parsed, .. } = self;
+        self.offload = offload.accept(frame.get_mut(*at..).unwrap_or_default(), 0, parsed)?;
+        Ok(())
+    }
+
+    /// Length of the longest segment it stands for: what a link's MTU is held against.
+    pub(crate) fn longest_segment(&self) -> usize {
+        let Some(segmentation) = self.offload.segmentation else { return self.len() };
+        let transport = segmentation.kind.transport_header(self.parsed.l4(self.bytes()));
+        self.parsed.header_len.saturating_add(transport).saturating_add(segmentation.size.into()).min(self.len())
+    }
+
+    /// Computes a checksum that is missing.
+    pub(crate) fn complete_checksum(&mut self) {
+        let Self { frame, at, offload, .. } = self;
+        offload.complete(frame.get_mut(*at..).unwrap_or_default());
     }
 
     /// The datagram as it is now.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        self.frame.get(self.at..).unwrap_or_default()
     }
 
     /// What connection tracking says of it.
@@ -112,8 +155,20 @@ impl Packet {
         &self.attachment
     }
 
-    pub(crate) fn into_bytes(self) -> Vec<u8> {
-        self.bytes
+    pub(crate) fn into_bytes(mut self) -> Vec<u8> {
+        self.frame.drain(..self.at.min(self.frame.len()));
+        self.frame
+    }
+
+    /// The datagram behind `header`: in the room that its last link's header has left, if it is as long.
+    pub(crate) fn into_frame(mut self, header: &[u8]) -> Vec<u8> {
+        if self.at == header.len()
+            && let Some(room) = self.frame.get_mut(..self.at)
+        {
+            room.copy_from_slice(header);
+            return self.frame;
+        }
+        [header, self.bytes()].concat()
     }
 
     pub(crate) const fn parsed(&self) -> &Parsed {
@@ -129,33 +184,37 @@ impl Packet {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.bytes.len()
+        self.frame.len().saturating_sub(self.at)
     }
 
     /// Bytes and attachment apart, for connection tracking to change both.
-    pub(crate) fn parts_mut(&mut self) -> (&mut Vec<u8>, &mut Attachment) {
-        (&mut self.bytes, &mut self.attachment)
+    pub(crate) fn parts_mut(&mut self) -> (&mut [u8], &mut Attachment) {
+        (self.frame.get_mut(self.at..).unwrap_or_default(), &mut self.attachment)
     }
 
     /// Reads the addresses again after a translation. Offsets do not change by one.
     pub(crate) fn readdress(&mut self) {
-        if let Some((src, dst)) = addresses(&self.bytes) {
+        if let Some((src, dst)) = addresses(self.bytes()) {
             self.parsed.src = src;
             self.parsed.dst = dst;
+            let Self { frame, at, parsed, offload, .. } = self;
+            offload.write_pseudo_header(frame.get_mut(*at..).unwrap_or_default(), parsed);
         }
     }
 
     /// Takes over a datagram put together from fragments.
     pub(crate) fn replace(&mut self, bytes: Vec<u8>, cuts: Option<Cuts>) -> Result<(), DropReason> {
         self.parsed = parse(&bytes).map_err(DropReason::from)?;
-        self.bytes = bytes;
+        self.frame = bytes;
+        self.at = 0;
+        self.offload = Offload::NONE;
         self.reassembled = cuts;
         Ok(())
     }
 
     /// What rules look at. `mark` is that of the packet's flow.
     pub(crate) fn subject(&self, mark: Option<u32>) -> Subject {
-        let l4 = self.parsed.l4(&self.bytes);
+        let l4 = self.parsed.l4(self.bytes());
         let has_ports = matches!(self.parsed.proto, proto::TCP | proto::UDP | proto::SCTP | proto::UDP_LITE | DCCP);
         let ports = match l4 {
             [s1, s0, d1, d0, ..] if has_ports => Some((u16::from_be_bytes([*s1, *s0]), u16::from_be_bytes([*d1, *d0]))),
@@ -179,11 +238,13 @@ impl Packet {
     /// Takes one from time to live or hop limit, with IPv4's checksum brought after (RFC 1624, equation 3).
     pub(crate) fn age(&mut self) {
         self.parsed.ttl = self.parsed.ttl.saturating_sub(1);
+        let is_v4 = self.parsed.src.is_ipv4();
         let ttl = self.parsed.ttl;
-        match self.parsed.src {
-            IpAddr::V4(_) => {
+        let (bytes, _) = self.parts_mut();
+        match is_v4 {
+            true => {
                 if let Some([old, proto, sum1, sum0]) =
-                    self.bytes.get_mut(V4_TTL..).and_then(|rest| rest.first_chunk_mut::<4>())
+                    bytes.get_mut(V4_TTL..).and_then(|rest| rest.first_chunk_mut::<4>())
                 {
                     let (before, after) = ([*old, *proto], [ttl, *proto]);
                     *old = ttl;
@@ -197,20 +258,31 @@ impl Packet {
                     *sum0 = low;
                 }
             }
-            IpAddr::V6(_) => {
-                if let Some(hops) = self.bytes.get_mut(V6_HOP_LIMIT) {
+            false => {
+                if let Some(hops) = bytes.get_mut(V6_HOP_LIMIT) {
                     *hops = ttl;
                 }
             }
         }
     }
 
-    fn new(mut bytes: Vec<u8>, iif: Option<LinkId>, local: bool) -> Result<Self, DropReason> {
-        let parsed = parse(&bytes).map_err(DropReason::from)?;
+    fn new(
+        mut frame: Vec<u8>,
+        at: usize,
+        offload: Offload,
+        iif: Option<LinkId>,
+        local: bool,
+    ) -> Result<Self, DropReason> {
+        let parsed = parse(frame.get(at..).unwrap_or_default()).map_err(DropReason::from)?;
         // What a link padded the datagram with is no part of it.
-        bytes.truncate(parsed.end);
+        frame.truncate(at.saturating_add(parsed.end));
+        let offload = match offload {
+            Offload::NONE => offload,
+            said => said.accept(frame.get_mut(at..).unwrap_or_default(), at, &parsed)?,
+        };
         Ok(Self {
-            bytes,
+            frame,
+            at,
             parsed,
             attachment: Attachment::default(),
             zone: None,
@@ -220,6 +292,7 @@ impl Packet {
             link_group: false,
             local,
             reassembled: None,
+            offload,
         })
     }
 }

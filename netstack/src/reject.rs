@@ -7,6 +7,8 @@ use smoltcp::wire::{
     Icmpv4Packet, Icmpv6Packet, IpAddress, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, TcpSeqNumber, UdpPacket,
 };
 
+use crate::packet::Packet;
+
 /// How the sender of a refused packet is told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -34,13 +36,15 @@ impl Reset {
     /// The reset that answers a segment (RFC 9293, section 3.10.7.1); `None` where none may be sent.
     ///
     /// A reset is never answered, nor is a segment whose checksum is wrong.
-    pub(crate) fn answering(bytes: &[u8], parsed: &Parsed) -> Option<Self> {
+    pub(crate) fn answering(packet: &Packet) -> Option<Self> {
+        let (bytes, parsed) = (packet.bytes(), packet.parsed());
         if parsed.proto != proto::TCP || parsed.fragment.is_some_and(|fragment| fragment.offset > 0) {
             return None;
         }
         let l4 = parsed.l4(bytes);
         let segment = TcpPacket::new_checked(l4).ok()?;
-        if segment.rst() || !segment.verify_checksum(&parsed.src.into(), &parsed.dst.into()) {
+        let holds = || segment.verify_checksum(&parsed.src.into(), &parsed.dst.into());
+        if segment.rst() || !(packet.offload().vouches() || holds()) {
             return None;
         }
         let (seq, ack) = if segment.ack() {
@@ -231,8 +235,12 @@ mod tests {
     use super::*;
     use crate::test_packets::{hex, tcp, unhex};
 
+    fn received(datagram: &[u8]) -> Packet {
+        Packet::received(crate::LinkId::LOOPBACK, datagram.to_vec()).unwrap()
+    }
+
     fn answer(segment: &[u8]) -> Option<Vec<u8>> {
-        Reset::answering(segment, &parse(segment).unwrap()).and_then(|reset| reset.datagram())
+        Reset::answering(&received(segment)).and_then(|reset| reset.datagram())
     }
 
     #[test]
@@ -253,12 +261,12 @@ mod tests {
     fn the_reset_of_a_closed_port_keeps_the_type_of_service() {
         let mut syn = tcp("10.0.0.2:5", "10.0.0.1:99", "S", 5, 0, b"");
         set_tos(&mut syn, 0x10);
-        let reset = Reset::answering(&syn, &parse(&syn).unwrap()).unwrap().with_tos_of(&syn);
+        let reset = Reset::answering(&received(&syn)).unwrap().with_tos_of(&syn);
         let expected = "4510002800004000400626be0a0000010a000002006300050000000000000006501400009b600000";
         assert_eq!(hex(&reset.datagram().unwrap()), expected);
         let mut syn = tcp("[fd00::2]:5", "[fd00::1]:99", "S", 5, 0, b"");
         set_tos(&mut syn, 0x14);
-        let reset = Reset::answering(&syn, &parse(&syn).unwrap()).unwrap().with_tos_of(&syn);
+        let reset = Reset::answering(&received(&syn)).unwrap().with_tos_of(&syn);
         assert_eq!(reset.datagram().unwrap()[..2], [0x61, 0x40]);
     }
 

@@ -294,7 +294,7 @@ impl Validated {
         let records = conntrack.flows();
         let conntrack = conntrack.rehash_with(&mut entropy, options)?;
         let mut local = Local::new(services, LocalLimits::default(), &links, &mut entropy);
-        let rebuilt = local.restore_tcp(tcp, &mut entropy, now);
+        let rebuilt = local.restore_tcp(tcp, now);
         let flows = reset::sort_out(&records, &rebuilt.streams);
         let mut report = RestoreReport::new(generation, flows, rebuilt.streams);
         report.cookies_lost = rebuilt.cookies_lost;

@@ -14,6 +14,7 @@ use crate::fragments::{Defragmenter, FragmentLimits};
 use crate::hook::HookRow;
 use crate::link::{LinkConfig, LinkId, Links, MAX_LINKS, sound};
 use crate::local::{Local, LocalLimits, LocalServices, ports_are_real};
+use crate::offload::{Ingress, LinkOffloads, Offload};
 use crate::packet::Packet;
 use crate::route::{Route, RouteError, RouteTable};
 use crate::rules::{Rule, Rules, Ruleset, RulesetError};
@@ -105,6 +106,9 @@ pub struct Egress {
     pub link: LinkId,
     /// The datagram, from the IP header on; on an Ethernet link the frame that holds it.
     pub datagram: Vec<u8>,
+    /// What is left to the link, of what it takes ([`Stack::set_link_offloads`]). Offsets count from the first byte of
+    /// `datagram`.
+    pub offload: Offload,
 }
 
 /// A network stack that is open for traffic.
@@ -218,12 +222,30 @@ impl Stack {
     /// Takes what a link has received all the way, a datagram or, on an Ethernet link, a frame: what comes of it is in
     /// [`Stack::egress`] and [`Stack::next_event`].
     pub fn ingress(&mut self, link: LinkId, frame: Vec<u8>, now: Instant) {
-        self.tell(now);
-        self.expire_fragments(now);
-        self.attend_neighbours(now);
-        count(&mut self.stats.received);
-        self.accept_from_link(link, frame, now);
-        self.settle(now);
+        self.ingress_burst(link, [Ingress { frame, offload: Offload::NONE }], now);
+    }
+
+    /// The same for what a link has received at once, in order, with what it says of each.
+    pub fn ingress_burst(&mut self, link: LinkId, burst: impl IntoIterator<Item = Ingress>, now: Instant) {
+        for Ingress { frame, offload } in burst {
+            self.tell(now);
+            self.expire_fragments(now);
+            self.attend_neighbours(now);
+            count(&mut self.stats.received);
+            self.accept_from_link(link, frame, offload, now);
+            self.settle(now);
+        }
+    }
+
+    /// Says what the device behind a link takes, of what can be left undone: at first, and after a restore, nothing. Says
+    /// nothing of what comes in on it.
+    pub fn set_link_offloads(&mut self, link: LinkId, offloads: LinkOffloads) {
+        self.links.set_offloads(link, offloads);
+    }
+
+    /// What the device behind a link takes.
+    pub fn link_offloads(&self, link: LinkId) -> LinkOffloads {
+        self.links.offloads(link)
     }
 
     /// Does what is due: expiry of flows, timers of local connections, questions to neighbours.
@@ -244,7 +266,14 @@ impl Stack {
     }
 
     /// The next datagram to be sent.
+    ///
+    /// Local connections answer a burst of [`Stack::ingress`] when it is asked for what has come of it: here, by
+    /// [`Stack::poll`], or by a call on a stream. So whoever has more to take in takes it in first.
     pub fn egress(&mut self) -> Option<Egress> {
+        if self.egress.is_empty() && self.local.has_touched() {
+            self.local.serve_touched(self.told);
+            self.settle(self.told);
+        }
         self.egress.pop_front()
     }
 

@@ -160,7 +160,7 @@ pub(crate) fn outcome(stack: &mut Stack, version: Version) -> Vec<String> {
             lines.push(format!("drop {reason}"));
         }
     }
-    while let Some(Egress { link, datagram }) = stack.egress() {
+    while let Some(Egress { link, datagram, .. }) = stack.egress() {
         let name = stack.link_name(link).unwrap();
         lines.push(format!("{name}: {}", version.named(&text(&datagram))));
     }

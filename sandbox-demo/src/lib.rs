@@ -4,7 +4,7 @@
 //! saved to a file, killed, and started again from that file with new keys, twice, and every connection goes on.
 //!
 //! This is the only crate of the workspace that does I/O. System calls come from rustix; the few it lacks are in
-//! `sys.rs`, the only module that may hold unsafe code. [`parts`] is what other programs with kernel peers are made of.
+//! `sys.rs`, which with the allocator of `huge_pages.rs` is all that may hold unsafe code. [`parts`] is what other programs with kernel peers are made of.
 
 #![deny(unsafe_code)]
 #![expect(
@@ -20,6 +20,7 @@ mod control;
 mod demo;
 mod fault;
 mod gateway;
+mod huge_pages;
 mod link;
 mod netlink;
 mod netns;
@@ -40,6 +41,7 @@ pub fn main() -> ExitCode {
 pub mod parts {
     pub use crate::clock::monotonic;
     pub use crate::fault::{Fault, raise_file_limit};
+    pub use crate::huge_pages::HugePages;
     pub use crate::link::{Link, LinkCounts, LinkSpec};
     pub use crate::netlink::{Device, Netlink};
     pub use crate::netns::{Rights, calm_kernel, die_with, enter_network, enter_router, silence_kernel, within};

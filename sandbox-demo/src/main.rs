@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+use sandbox_demo::parts::HugePages;
+
+#[global_allocator]
+static ALLOCATOR: HugePages = HugePages;
+
 fn main() -> ExitCode {
     sandbox_demo::main()
 }

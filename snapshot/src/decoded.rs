@@ -10,7 +10,7 @@ use crate::{Entropy, GenerationId, Invalid, Snapshot};
 ///
 /// # Errors
 /// If the saved form cannot be encoded.
-pub fn seal<T: Snapshot>(value: &T, writer: &str, generation: GenerationId) -> Result<Vec<u8>, CodecError> {
+pub fn to_image<T: Snapshot>(value: &T, writer: &str, generation: GenerationId) -> Result<Vec<u8>, CodecError> {
     let body = codec::encode(&value.save())?;
     let header = Header { schema: T::SCHEMA.fingerprint(), writer: writer.to_owned(), generation };
     let mut image = ImageWriter::new(&header);
@@ -25,7 +25,7 @@ pub struct Decoded<T: Snapshot> {
 }
 
 impl<T: Snapshot> Decoded<T> {
-    /// Opens an image made by [`seal`].
+    /// Opens an image made by [`to_image`].
     ///
     /// # Errors
     /// If the image is damaged, of another schema, or does not decode.

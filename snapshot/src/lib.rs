@@ -14,7 +14,7 @@
 //!
 //! ```
 //! use hibernet_snapshot::image::Limits;
-//! use hibernet_snapshot::{Decoded, Entropy, Invalid, Secret, Snapshot, seal};
+//! use hibernet_snapshot::{Decoded, Entropy, Invalid, Secret, Snapshot, to_image};
 //!
 //! #[derive(Snapshot)]
 //! struct Table {
@@ -35,7 +35,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let mut entropy = Entropy::from_test_seed(1);
 //! let table = Table { ports: vec![80, 443], key: entropy.secret(), index: vec![] };
-//! let image = seal(&table, "example 1.0", entropy.public_id())?;
+//! let image = to_image(&table, "example 1.0", entropy.public_id())?;
 //!
 //! let copy = Decoded::<Table>::open(&image, &Limits::default())?.restore((), &mut entropy)?;
 //! assert_eq!(copy.ports, [80, 443]);
@@ -86,7 +86,7 @@ mod time;
 
 pub use hibernet_snapshot_derive::Snapshot;
 
-pub use decoded::{Decoded, RestoreError, seal};
+pub use decoded::{Decoded, RestoreError, to_image};
 #[cfg(feature = "os")]
 pub use entropy::OsEntropyError;
 pub use entropy::{Entropy, GenerationId, Redraw};

@@ -4,6 +4,7 @@ use core::time::Duration;
 
 use hibernet_snapshot::Instant;
 
+use super::burst::Ahead;
 use super::limits::is_half_open;
 use super::{Conntrack, Origin, Refusal};
 use crate::attachment::{Attached, Attachment, Binding};
@@ -12,14 +13,14 @@ use crate::headers::{Parsed, parse, tuple_of};
 use crate::invalid::{IgnoreReason, InvalidReason};
 use crate::record::{Counters, FlowRecord};
 use crate::status::{CtState, Status};
-use crate::table::Slot;
+use crate::table::{Place, Slot};
 use crate::tracker::icmp::{IcmpClass, InnerTuple};
 use crate::tracker::{self, Outcome, Packet};
 use crate::tuple::{Direction, Tuple, Zone, proto};
 
 /// Whether a new flow is meant to enter the table.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Room {
+pub(super) enum Room {
     Needed,
     NotNeeded,
 }
@@ -37,7 +38,7 @@ impl Conntrack {
         origin: Origin,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
-        self.track_with(datagram, parsed, zone, origin, Room::Needed, now)
+        self.track_with(datagram, parsed, zone, origin, Room::Needed, Ahead::default(), now)
     }
 
     /// As [`Conntrack::track`] at prerouting, for a packet whose flow is not meant to enter the table: neither the table's
@@ -47,9 +48,10 @@ impl Conntrack {
         datagram: &[u8],
         parsed: &Parsed,
         zone: Zone,
+        origin: Origin,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
-        self.track_with(datagram, parsed, zone, Origin::Link, Room::NotNeeded, now)
+        self.track_with(datagram, parsed, zone, origin, Room::NotNeeded, Ahead::default(), now)
     }
 
     /// As [`Conntrack::track`] at prerouting, for the acknowledgement that ends a handshake nobody kept: the flow begins as
@@ -60,12 +62,13 @@ impl Conntrack {
         datagram: &[u8],
         parsed: &Parsed,
         zone: Zone,
+        origin: Origin,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
         self.table.flows_mut().advance(now);
-        let packet = Packet { datagram, parsed, verify_checksum: self.sysctls.checksum };
+        let packet = Packet { datagram, parsed, verify_checksum: self.sysctls.checksum && origin == Origin::Link };
         let Subject::Flow(tuple) = subject(&packet) else {
-            return self.track(datagram, parsed, zone, Origin::Link, now);
+            return self.track(datagram, parsed, zone, origin, now);
         };
         if let Some(attachment) = self.resolve(&packet, &tuple, zone, now) {
             return Ok(attachment);
@@ -99,13 +102,15 @@ impl Conntrack {
         Ok(attachment)
     }
 
-    fn track_with(
+    #[expect(clippy::too_many_arguments, reason = "those of the public functions, and what sets them apart")]
+    pub(super) fn track_with(
         &mut self,
         datagram: &[u8],
         parsed: &Parsed,
         zone: Zone,
         origin: Origin,
         room: Room,
+        ahead: Ahead,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
         self.table.flows_mut().advance(now);
@@ -119,7 +124,8 @@ impl Conntrack {
             Subject::Untracked => return Ok(Attachment::untracked()),
             Subject::Invalid(reason) => return Ok(self.invalid(reason)),
         };
-        if let Some(attachment) = self.resolve(&packet, &tuple, zone, now) {
+        let place = ahead.place_of(&tuple, self).unwrap_or_else(|| self.table.place(&tuple));
+        if let Some(attachment) = self.resolve_at(place, &packet, &tuple, zone, now) {
             return Ok(attachment);
         }
         let Some(reply) = tuple.inverted() else { return Ok(self.invalid(not_opening(&tuple))) };
@@ -138,7 +144,18 @@ impl Conntrack {
         zone: Zone,
         now: Instant,
     ) -> Option<Attachment> {
-        let (slot, direction) = self.table.find(tuple, zone)?;
+        self.resolve_at(self.table.place(tuple), packet, tuple, zone, now)
+    }
+
+    fn resolve_at(
+        &mut self,
+        place: Place,
+        packet: &Packet<'_>,
+        tuple: &Tuple,
+        zone: Zone,
+        now: Instant,
+    ) -> Option<Attachment> {
+        let (slot, direction) = self.table.find_at(place, tuple, zone)?;
         if self.table.flows().is_expired(slot) {
             self.destroy(slot);
             return None;

@@ -45,13 +45,20 @@ impl<A: Default> Entry<A> {
     pub(crate) fn vacant() -> Self {
         Self { orig: Ends::default(), reply: Ends::default(), core: Core::default() }
     }
+}
 
-    /// Has every line of the entry fetched into the cache.
+impl<A> Entry<A> {
+    /// Has the entry fetched into the cache: the lines a look-up reads, or the `whole` of it.
     #[inline]
-    pub(crate) fn fetch_lines(&self) {
+    pub(crate) fn fetch(&self, whole: bool) {
         fetch(self);
-        fetch(&self.core.mark);
-        fetch(&self.core.unassured);
+        if size_of::<A>() > 4 {
+            // An IPv6 entry's tuples alone take more than one line.
+            fetch(&self.core);
+        }
+        if whole {
+            fetch(&self.core.timer);
+        }
     }
 }
 

@@ -9,3 +9,6 @@ pub(crate) fn fetch<T>(line: &T) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = line;
 }
+
+/// Bytes of the smallest page: who has written to one byte of each has been given all.
+pub(crate) const PAGE: usize = 4096;

@@ -164,6 +164,22 @@ impl Flows {
         if slot.is_v6() { self.v6.core_mut(slot.number()) } else { self.v4.core_mut(slot.number()) }
     }
 
+    /// Has the system give the memory of as many flows of each family.
+    pub(crate) fn touch(&mut self, v4: u32, v6: u32) {
+        self.v4.touch(v4);
+        self.v6.touch(v6);
+    }
+
+    /// Has a flow's entry fetched: what says whose it is, or the `whole` of it.
+    pub(crate) fn fetch(&self, slot: Slot, whole: bool) {
+        if slot.is_v6() { self.v6.fetch(slot.number(), whole) } else { self.v4.fetch(slot.number(), whole) }
+    }
+
+    /// Has the entry fetched that the next flow of a family goes to, or one that is as many flows further on.
+    pub(crate) fn fetch_vacant(&self, v6: bool, ahead: usize) {
+        if v6 { self.v6.fetch_vacant(ahead) } else { self.v4.fetch_vacant(ahead) }
+    }
+
     pub(crate) fn handle(&self, slot: Slot) -> Option<Handle> {
         Some(Handle { slot, part: self.part, serial: self.core(slot)?.serial() })
     }

@@ -6,8 +6,10 @@
 
 mod part;
 
+use core::hint::black_box;
+
 pub(crate) use self::part::{Filed, IndexPart};
-use super::fetch::fetch;
+use super::fetch::{PAGE, fetch};
 
 /// Places in a bucket.
 const PLACES: usize = 10;
@@ -26,6 +28,21 @@ struct Bucket {
     overflowed: u16,
 }
 
+impl Bucket {
+    /// The slots filed under a tag. All ten tags are compared at once, which compilers make vector instructions of.
+    fn under(&self, tag: u16) -> impl Iterator<Item = u32> {
+        let mut found = 0_u32;
+        for (place, other) in self.tags.iter().enumerate() {
+            found |= u32::from(*other == tag) << place;
+        }
+        core::iter::from_fn(move || {
+            let place = found.trailing_zeros();
+            found &= found.wrapping_sub(1);
+            self.slots.get(place as usize).copied()
+        })
+    }
+}
+
 const EMPTY: Bucket = Bucket { slots: [0; PLACES], tags: [0; PLACES], overflowed: 0 };
 
 /// A tuple found no place within the bound: another key is needed.
@@ -37,6 +54,8 @@ pub(crate) struct Overrun;
 pub(crate) struct Index {
     buckets: Vec<Bucket>,
     probes: u32,
+    /// How often it was emptied: what was found out before is void.
+    turn: u32,
 }
 
 impl Index {
@@ -44,12 +63,31 @@ impl Index {
     pub(crate) fn for_flows(capacity: u32) -> Self {
         let places = usize::try_from(capacity).unwrap_or(usize::MAX).saturating_mul(2);
         let buckets = places.saturating_mul(100).div_ceil(PLACES * LOAD_PERCENT).max(2);
-        Self { buckets: vec![EMPTY; buckets], probes: PROBES }
+        Self { buckets: vec![EMPTY; buckets], probes: PROBES, turn: 0 }
     }
 
     /// Forgets everything, keeps the memory.
     pub(crate) fn clear(&mut self) {
         self.buckets.fill(EMPTY);
+        self.turn = self.turn.wrapping_add(1);
+    }
+
+    /// Has the system give all the memory there is to be.
+    pub(crate) fn touch(&mut self) {
+        for bucket in self.buckets.iter_mut().step_by(PAGE / size_of::<Bucket>()) {
+            bucket.overflowed = black_box(bucket.overflowed);
+        }
+    }
+
+    /// How often it was emptied.
+    pub(crate) const fn turn(&self) -> u32 {
+        self.turn
+    }
+
+    /// Empties it for another number of flows.
+    pub(crate) fn restart(&mut self, capacity: u32) {
+        let turn = self.turn.wrapping_add(1);
+        *self = Self { turn, ..Self::for_flows(capacity) };
     }
 
     /// Allows a longer way. Used when several fresh keys in a row overran, which chance does not do.
@@ -60,11 +98,10 @@ impl Index {
     /// The first slot filed under `hash` for which `is_it` holds.
     pub(crate) fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let (home, tag) = (self.home(hash), tag(hash));
-        for bucket in self.way(home) {
-            for (found, slot) in bucket.tags.iter().zip(bucket.slots) {
-                if *found == tag && is_it(slot) {
-                    return Some(slot);
-                }
+        for step in 0..self.probes as usize {
+            let bucket = self.bucket(home, step)?;
+            if let found @ Some(_) = bucket.under(tag).find(|slot| is_it(*slot)) {
+                return found;
             }
             if bucket.overflowed == 0 {
                 break;
@@ -73,10 +110,24 @@ impl Index {
         None
     }
 
+    /// Has the cache line fetched that a look-up under `hash` reads first.
+    pub(crate) fn fetch(&self, hash: u64) {
+        if let Some(bucket) = self.buckets.get(self.home(hash)) {
+            fetch(bucket);
+        }
+    }
+
+    /// What a look-up under `hash` will ask about in the line it reads first.
+    pub(crate) fn candidates(&self, hash: u64) -> impl Iterator<Item = u32> {
+        self.buckets.get(self.home(hash)).into_iter().flat_map(move |bucket| bucket.under(tag(hash)))
+    }
+
     /// Files `slot` under `hash`.
     pub(crate) fn insert(&mut self, hash: u64, slot: u32) -> Result<(), Overrun> {
         let (home, tag) = (self.home(hash), tag(hash));
-        let distance = self.way(home).position(|bucket| bucket.tags.contains(&0)).ok_or(Overrun)?;
+        let mut steps = 0..self.probes as usize;
+        let has_room = |step: &usize| self.bucket(home, *step).is_some_and(|bucket| bucket.tags.contains(&0));
+        let distance = steps.find(has_room).ok_or(Overrun)?;
         for step in 0..=distance {
             let Some(bucket) = self.bucket_mut(home, step) else { return Err(Overrun) };
             if step < distance {
@@ -95,7 +146,8 @@ impl Index {
     pub(crate) fn remove(&mut self, hash: u64, slot: u32) -> bool {
         let (home, tag) = (self.home(hash), tag(hash));
         let holds = |bucket: &Bucket| bucket.tags.iter().zip(bucket.slots).any(|(t, s)| *t == tag && s == slot);
-        let Some(distance) = self.way(home).position(holds) else { return false };
+        let found = (0..self.probes as usize).find(|step| self.bucket(home, *step).is_some_and(holds));
+        let Some(distance) = found else { return false };
         for step in 0..=distance {
             let Some(bucket) = self.bucket_mut(home, step) else { return false };
             if step < distance {
@@ -129,15 +181,19 @@ impl Index {
         (((hash & 0xffff_ffff) * self.buckets.len() as u64) >> 32) as usize
     }
 
-    fn way(&self, home: usize) -> impl Iterator<Item = &Bucket> + '_ {
-        let (before, from) = self.buckets.split_at_checked(home).unwrap_or_default();
-        from.iter().chain(before).take(self.probes as usize)
+    /// The bucket that many steps behind another. A way that is longer than a small index meets itself again, and then ends.
+    fn bucket(&self, home: usize, step: usize) -> Option<&Bucket> {
+        if step >= self.buckets.len() { None } else { self.buckets.get(self.place(home, step)) }
     }
 
     fn bucket_mut(&mut self, home: usize, step: usize) -> Option<&mut Bucket> {
-        let at = home.wrapping_add(step);
-        let at = if at >= self.buckets.len() { at.wrapping_sub(self.buckets.len()) } else { at };
+        let at = self.place(home, step);
         self.buckets.get_mut(at)
+    }
+
+    const fn place(&self, home: usize, step: usize) -> usize {
+        let at = home.wrapping_add(step);
+        if at >= self.buckets.len() { at.wrapping_sub(self.buckets.len()) } else { at }
     }
 }
 

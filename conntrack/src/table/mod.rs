@@ -30,6 +30,7 @@ pub(crate) use self::flows::{DueOrder, Flows, Frame, Moved, Part, Slot, check_ca
 pub(crate) use self::hash::{HashKey, Keyed, siphash};
 use self::index::{Index, Overrun};
 use crate::record::FlowRecord;
+use crate::status::Status;
 use crate::tuple::{Direction, Tuple, Zone};
 
 /// Every flow, and where to find it.
@@ -77,6 +78,19 @@ pub(crate) enum NotInserted {
     Taken,
     /// The table holds as many flows as it was sized for.
     Full,
+}
+
+/// Where a tuple is filed, for as long as the key is the same.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    hash: u64,
+    turn: u32,
+}
+
+impl core::fmt::Debug for Place {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Place(..)")
+    }
 }
 
 /// Validated flows that cannot be looked up yet.
@@ -128,7 +142,41 @@ impl Table {
 
     /// The flow that a packet with `tuple` in `zone` belongs to, expired or not.
     pub(crate) fn find(&self, tuple: &Tuple, zone: Zone) -> Option<(Slot, Direction)> {
-        self.find_hashed(hash_tuple(&self.key, tuple), tuple, zone)
+        self.find_at(self.place(tuple), tuple, zone)
+    }
+
+    /// The same for who knows where the tuple is filed.
+    pub(crate) fn find_at(&self, place: Place, tuple: &Tuple, zone: Zone) -> Option<(Slot, Direction)> {
+        find_in(&self.index, &self.flows, place.hash, tuple, zone)
+    }
+
+    /// Where a tuple is filed.
+    pub(crate) fn place(&self, tuple: &Tuple) -> Place {
+        Place { hash: hash_tuple(&self.key, tuple), turn: self.index.turn() }
+    }
+
+    /// Whether the key is still the one under which a place was found.
+    pub(crate) const fn is_current(&self, place: Place) -> bool {
+        place.turn == self.index.turn()
+    }
+
+    /// Has the system give the memory of the index, and that of as many flows of each family.
+    pub(crate) fn touch(&mut self, v4: u32, v6: u32) {
+        self.index.touch();
+        self.flows.touch(v4, v6);
+    }
+
+    /// Has the line of the index fetched that a place is in: the first stage of a burst.
+    pub(crate) fn fetch_line(&self, place: Place) {
+        self.index.fetch(place.hash);
+    }
+
+    /// Has the flows fetched to which that line leads: the second stage. `whole`: all of their entries, not just what says
+    /// whose they are.
+    pub(crate) fn fetch_flows(&self, place: Place, whole: bool) {
+        for slot in self.index.candidates(place.hash) {
+            self.flows.fetch(Slot(slot), whole);
+        }
     }
 
     /// Whether any flow has `tuple` as one of its directions.
@@ -138,14 +186,42 @@ impl Table {
 
     /// Stores a flow and files both its tuples.
     pub(crate) fn insert(&mut self, flow: &FlowRecord) -> Result<Slot, NotInserted> {
-        if self.is_taken(&flow.orig, flow.zone) || self.is_taken(&flow.reply, flow.zone) {
+        self.insert_at(self.place(&flow.orig), flow)
+    }
+
+    /// The same for who knows where the flow's original tuple is filed.
+    pub(crate) fn insert_at(&mut self, place: Place, flow: &FlowRecord) -> Result<Slot, NotInserted> {
+        let first = place.hash;
+        let second = match flow.status.intersects(Status::NAT) {
+            true => Some(hash_tuple(&self.key, &flow.reply)).filter(|second| *second != first),
+            false => None,
+        };
+        if self.is_claimed(first, second, flow) {
             return Err(NotInserted::Taken);
         }
         let slot = self.flows.store(flow).ok_or(NotInserted::Full)?;
-        if file(&mut self.index, &self.key, &self.flows, slot).is_err() {
+        if file_under(&mut self.index, [Some(first), second], slot).is_err() {
             self.reseed();
         }
         Ok(slot)
+    }
+
+    /// Whether a tuple of `flow` is another flow's. One look suffices for tuples that are filed in one place.
+    fn is_claimed(&self, first: u64, second: Option<u64>, flow: &FlowRecord) -> bool {
+        let Self { flows, index, .. } = self;
+        let has = |slot, tuple| flows.direction_of(Slot(slot), tuple, flow.zone).is_some();
+        match second {
+            None => index.find(first, |slot| has(slot, &flow.orig) || has(slot, &flow.reply)).is_some(),
+            Some(second) => {
+                index.find(first, |slot| has(slot, &flow.orig)).is_some()
+                    || index.find(second, |slot| has(slot, &flow.reply)).is_some()
+            }
+        }
+    }
+
+    /// Has the memory fetched that the next flow of the family of `orig` will be written to.
+    pub(crate) fn fetch_vacant(&self, orig: &Tuple, ahead: usize) {
+        self.flows.fetch_vacant(orig.is_v6(), ahead);
     }
 
     /// A table that holds a part of what several tables share; empty as yet.
@@ -157,7 +233,7 @@ impl Table {
     /// Empties the table, which gets another part of the flows, under another key.
     pub(crate) fn restart(&mut self, frame: Frame, capacity: u32, part: Part) {
         self.key = HashKey::redraw(&mut self.keys);
-        self.index = Index::for_flows(capacity);
+        self.index.restart(capacity);
         self.flows = Flows::on(frame, capacity, part);
     }
 
@@ -228,10 +304,6 @@ impl Table {
     pub(crate) const fn keys(&self) -> &Entropy {
         &self.keys
     }
-
-    fn find_hashed(&self, hash: u64, tuple: &Tuple, zone: Zone) -> Option<(Slot, Direction)> {
-        find_in(&self.index, &self.flows, hash, tuple, zone)
-    }
 }
 
 /// Rebuilds the index from the flows and the fresh key. A tuple that two flows claim is refused.
@@ -258,7 +330,10 @@ fn find_in(index: &Index, flows: &Flows, hash: u64, tuple: &Tuple, zone: Zone) -
 
 /// Files a flow under its hashes: one where both directions share it, two where they differ.
 fn file(index: &mut Index, key: &HashKey, flows: &Flows, slot: Slot) -> Result<(), Overrun> {
-    let [first, second] = hashes(key, flows, slot);
+    file_under(index, hashes(key, flows, slot), slot)
+}
+
+fn file_under(index: &mut Index, [first, second]: [Option<u64>; 2], slot: Slot) -> Result<(), Overrun> {
     if let Some(hash) = first {
         index.insert(hash, slot.0)?;
     }
@@ -274,8 +349,14 @@ fn file(index: &mut Index, key: &HashKey, flows: &Flows, slot: Slot) -> Result<(
 }
 
 /// The one or two hashes a flow is filed under.
+///
+/// The directions of a flow that is not translated have the same endpoints, which are sorted before they are hashed.
 fn hashes(key: &HashKey, flows: &Flows, slot: Slot) -> [Option<u64>; 2] {
     let of = |direction| flows.tuple(slot, direction).map(|tuple| hash_tuple(key, &tuple));
-    let (orig, reply) = (of(Direction::Original), of(Direction::Reply));
+    let orig = of(Direction::Original);
+    if !flows.core(slot).is_some_and(|core| core.status().intersects(Status::NAT)) {
+        return [orig, None];
+    }
+    let reply = of(Direction::Reply);
     [orig, reply.filter(|_| reply != orig)]
 }

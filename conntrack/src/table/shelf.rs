@@ -1,5 +1,7 @@
 //! The flows of one address family: a slab, its timer wheel, its list of unassured flows.
 
+use core::hint::black_box;
+
 use hibernet_snapshot::Instant;
 
 use super::addr::{Addr, Ends};
@@ -64,6 +66,15 @@ impl<A: Addr> Shelf<A> {
         self.entries
     }
 
+    /// Has the system give the memory of as many flows as that, of those there is room for.
+    pub(crate) fn touch(&mut self, flows: u32) {
+        let (used, until) = (self.entries.len(), flows.min(self.limit) as usize);
+        if until > used {
+            self.entries.resize(until, Entry::vacant());
+            black_box(&mut self.entries).truncate(used);
+        }
+    }
+
     pub(crate) fn entry(&self, slot: u32) -> Option<&Entry<A>> {
         self.entries.get(slot as usize).filter(|entry| entry.core.serial() != 0)
     }
@@ -71,6 +82,22 @@ impl<A: Addr> Shelf<A> {
     pub(crate) fn core_mut(&mut self, slot: u32) -> Option<&mut Core> {
         let entry = self.entries.get_mut(slot as usize)?;
         (entry.core.serial() != 0).then_some(&mut entry.core)
+    }
+
+    /// Has an entry fetched: what a look-up reads of it, or the `whole` of it.
+    pub(crate) fn fetch(&self, slot: u32, whole: bool) {
+        if let Some(entry) = self.entries.get(slot as usize) {
+            entry.fetch(whole);
+        }
+    }
+
+    /// Has a vacated entry fetched that is about to be used again, the next or one further on.
+    pub(crate) fn fetch_vacant(&self, ahead: usize) {
+        let slot =
+            self.free.len().checked_sub(1).and_then(|last| last.checked_sub(ahead)).and_then(|at| self.free.get(at));
+        if let Some(slot) = slot {
+            self.fetch(*slot, true);
+        }
     }
 
     /// Slots that have ever been used.

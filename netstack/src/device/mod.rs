@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use hibernet_conntrack::FlowRecord;
 use hibernet_snapshot::image::Limits;
 use hibernet_snapshot::{Entropy, GenerationId, Instant};
-use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, PacketMeta};
+use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, PacketMeta, SegmentationCapabilities};
 use smoltcp::time::Instant as Clock;
 use thiserror::Error;
 
@@ -308,6 +308,8 @@ impl<D: Device> Device for HookedDevice<D> {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = self.device.capabilities();
         capabilities.checksum = ChecksumCapabilities::default();
+        // A super-packet would have none.
+        capabilities.segmentation = SegmentationCapabilities::default();
         capabilities
     }
 }

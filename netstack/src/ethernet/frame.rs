@@ -47,17 +47,19 @@ pub(crate) fn read_header(frame: &[u8], own: MacAddr) -> Result<FrameHeader, Dro
 
 /// A frame around a payload.
 pub(crate) fn framed(dst: MacAddr, src: MacAddr, carries: Carries, payload: &[u8]) -> Vec<u8> {
+    [&header(dst, src, carries), payload].concat()
+}
+
+/// What stands in front of a payload.
+pub(crate) fn header(dst: MacAddr, src: MacAddr, carries: Carries) -> [u8; HEADER] {
     let ethertype = match carries {
         Carries::Arp => EthernetProtocol::Arp,
         Carries::Ipv4 => EthernetProtocol::Ipv4,
         Carries::Ipv6 => EthernetProtocol::Ipv6,
     };
-    let mut bytes = Vec::with_capacity(HEADER.saturating_add(payload.len()));
-    bytes.extend(dst.octets());
-    bytes.extend(src.octets());
-    bytes.extend(u16::from(ethertype).to_be_bytes());
-    bytes.extend(payload);
-    bytes
+    let ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]) = (dst.octets(), src.octets());
+    let [high, low] = u16::from(ethertype).to_be_bytes();
+    [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, high, low]
 }
 
 /// The hardware address of an IP group (RFC 1112, section 6.4; RFC 2464, section 7); `None` for a single host.

@@ -7,7 +7,7 @@ use hibernet_conntrack::proto;
 use hibernet_snapshot::Instant;
 
 use super::arp::Arp;
-use super::frame::{Carries, HEADER, framed, group_mac, read_header};
+use super::frame::{Carries, HEADER, framed, group_mac, header, read_header};
 use super::mac::MacAddr;
 use super::ndp::{self, Ndp};
 use super::neighbours::{Deed, NeighbourState, News, Overrides};
@@ -15,6 +15,7 @@ use super::saved::can_be_a_neighbour;
 use crate::drop_reason::DropReason;
 use crate::icmp::IcmpError;
 use crate::link::{LinkId, Medium};
+use crate::offload::Offload;
 use crate::packet::Packet;
 use crate::path::Ended;
 use crate::route::{Decision, NextHop, is_own};
@@ -60,15 +61,15 @@ impl Stack {
         self.neighbours.list(now).map(entry).collect()
     }
 
-    /// Takes the header off a frame that has come to the station `own`. What it carries comes back if it is a datagram, with
-    /// whether it was sent to a group; all else ends here.
+    /// Reads the header of a frame that has come to the station `own`. The frame comes back if it carries a datagram, with
+    /// where that begins and whether it was sent to a group; all else ends here.
     pub(crate) fn accept_frame(
         &mut self,
         link: LinkId,
         own: MacAddr,
-        mut frame: Vec<u8>,
+        frame: Vec<u8>,
         now: Instant,
-    ) -> Option<(Vec<u8>, bool)> {
+    ) -> Option<(Vec<u8>, usize, bool)> {
         let header = match read_header(&frame, own) {
             Ok(header) => header,
             Err(reason) => {
@@ -76,10 +77,10 @@ impl Stack {
                 return None;
             }
         };
-        let payload = frame.split_off(HEADER.min(frame.len()));
+        let payload = frame.get(HEADER..).unwrap_or_default();
         let version = match header.carries {
             Carries::Arp => {
-                self.hear_arp(link, own, &payload, header.group, now);
+                self.hear_arp(link, own, payload, header.group, now);
                 return None;
             }
             Carries::Ipv4 => 4,
@@ -89,7 +90,7 @@ impl Stack {
             self.drop_unread(DropReason::NotIp, Some(link), payload.len());
             return None;
         }
-        Some((payload, header.group))
+        Some((frame, HEADER, header.group))
     }
 
     /// Sends a datagram to its next hop on an Ethernet link, or lets it wait until the hop's hardware address is known.
@@ -97,24 +98,38 @@ impl Stack {
         &mut self,
         link: LinkId,
         own: MacAddr,
-        packet: Packet,
+        mut packet: Packet,
         now: Instant,
     ) -> Result<(), Ended> {
         // Groups are on the link itself, whatever router the route names.
         let to_many = packet.dst().is_multicast() || packet.dst() == IpAddr::V4(Ipv4Addr::BROADCAST);
         let hop = packet.via.filter(|_| !to_many).unwrap_or(packet.dst());
         if let Some(mac) = self.mac_of_many(link, hop) {
-            return self.queue_frame(link, own, mac, &packet);
+            return self.queue_frame(link, own, mac, packet);
         }
         if !can_be_a_neighbour(hop) || packet.src().is_multicast() {
             self.drop_packet(DropReason::Martian, &packet);
             return Err(Some(DropReason::Martian));
         }
         if let Some(mac) = self.neighbours.known(link, hop, is_about_neighbours(&packet), now) {
-            return self.queue_frame(link, own, mac, &packet);
+            return self.queue_frame(link, own, mac, packet);
         }
-        let deeds = self.neighbours.wait_for(link, hop, packet, now);
-        self.do_all(deeds);
+        // What waits may be saved, and leave on another link of that name: it must be as on the wire.
+        let waiting = match packet.segments(false) {
+            Some(Ok(segments)) => segments,
+            Some(Err(reason)) => {
+                self.drop_packet(reason, &packet);
+                return Err(Some(reason));
+            }
+            None => {
+                packet.complete_checksum();
+                vec![packet]
+            }
+        };
+        for packet in waiting {
+            let deeds = self.neighbours.wait_for(link, hop, packet, now);
+            self.do_all(deeds);
+        }
         Ok(())
     }
 
@@ -207,7 +222,7 @@ impl Stack {
                 Deed::Send { link, mac, packet } => {
                     if let Some(own) = self.ethernet_mac(link) {
                         // Its sender was told that it is sent; the drop of one that finds no room is counted.
-                        let _outcome = self.queue_frame(link, own, mac, &packet);
+                        let _outcome = self.queue_frame(link, own, mac, packet);
                     }
                 }
                 Deed::GiveUp(packet) => {
@@ -245,7 +260,7 @@ impl Stack {
         if self.egress.len() >= self.queues.egress {
             return self.drop_unread(DropReason::EgressFull, None, frame.len());
         }
-        self.egress.push_back(Egress { link, datagram: frame });
+        self.egress.push_back(Egress { link, datagram: frame, offload: Offload::NONE });
     }
 
     /// Queues a message of neighbour discovery for OUTPUT and the link it is for.
@@ -257,14 +272,16 @@ impl Stack {
         }
     }
 
-    fn queue_frame(&mut self, link: LinkId, own: MacAddr, to: MacAddr, packet: &Packet) -> Result<(), Ended> {
+    fn queue_frame(&mut self, link: LinkId, own: MacAddr, to: MacAddr, packet: Packet) -> Result<(), Ended> {
         if self.egress.len() >= self.queues.egress {
-            self.drop_packet(DropReason::EgressFull, packet);
+            self.drop_packet(DropReason::EgressFull, &packet);
             return Err(Some(DropReason::EgressFull));
         }
         let carries = if packet.dst().is_ipv4() { Carries::Ipv4 } else { Carries::Ipv6 };
         count(&mut self.stats.sent);
-        self.egress.push_back(Egress { link, datagram: framed(to, own, carries, packet.bytes()) });
+        let header = header(to, own, carries);
+        let offload = packet.offload().shifted(header.len());
+        self.egress.push_back(Egress { link, datagram: packet.into_frame(&header), offload });
         Ok(())
     }
 

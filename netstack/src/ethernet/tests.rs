@@ -174,7 +174,7 @@ impl Bench {
                 lines.push(format!("drop {reason}"));
             }
         }
-        while let Some(Egress { link, datagram }) = self.stack.egress() {
+        while let Some(Egress { link, datagram, .. }) = self.stack.egress() {
             let name = self.stack.link_name(link).unwrap().to_owned();
             lines.push(format!("{name}: {}", self.frame_text(&datagram)));
         }

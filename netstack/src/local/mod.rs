@@ -24,14 +24,14 @@ use smoltcp::wire::{HardwareAddress, Ipv4Packet};
 use thiserror::Error;
 
 pub(crate) use self::datagrams_saved::DatagramsSection;
-use self::device::MemoryDevice;
+use self::device::{Borrowed, MemoryDevice, Sent};
 pub use self::error::SocketError;
 pub use self::ping::{PingReply, PingSocket};
 pub use self::sockets::ReceiveLimits;
 use self::sockets::SocketTable;
 use self::tcp::Connections;
 pub use self::tcp::{Congestion, ListenOptions, StreamError, StreamOptions, StreamState, TcpListener, TcpStream};
-pub(crate) use self::tcp::{Ends, Fed, Rebuilt, Segment, StreamReset, TcpSection};
+pub(crate) use self::tcp::{Ends, Fed, Rebuilt, StreamReset, TcpSection};
 pub use self::udp::{UdpDatagram, UdpSocket};
 use crate::link::Links;
 use crate::stack::Stack;
@@ -144,7 +144,7 @@ impl Local {
     /// A local stack with its services listening.
     pub(crate) fn new(services: LocalServices, limits: LocalLimits, links: &Links, entropy: &mut Entropy) -> Self {
         let choices = WireChoices::redraw(entropy);
-        let tcp = Wire::for_tcp(links.smallest_mtu(), choices.fixed(TCP_SEED));
+        let tcp = Wire::new(links.smallest_mtu(), choices.fixed(TCP_SEED));
         let mut local = Self {
             datagrams: Datagrams { udp: SocketTable::new(services.udp_echo), ping: SocketTable::default() },
             tcp: Connections::new(services.tcp_echo, tcp, WireChoices::redraw(entropy)),
@@ -165,8 +165,8 @@ impl Local {
     }
 
     /// Takes TCP connections and listeners from an image.
-    pub(crate) fn restore_tcp(&mut self, section: TcpSection, entropy: &mut Entropy, now: Instant) -> Rebuilt {
-        self.tcp.restore(section, entropy, now)
+    pub(crate) fn restore_tcp(&mut self, section: TcpSection, now: Instant) -> Rebuilt {
+        self.tcp.restore(section, now)
     }
 
     pub(crate) const fn services(&self) -> LocalServices {
@@ -212,7 +212,7 @@ impl Local {
     }
 
     /// What smoltcp has sent since it was last asked.
-    fn take_sent(&mut self) -> Option<Vec<u8>> {
+    fn take_sent(&mut self) -> Option<Sent> {
         self.tcp.take_sent()
     }
 }
@@ -221,22 +221,21 @@ impl Stack {
     /// Queues what the local stack has sent for OUTPUT. False if it has sent nothing.
     pub(crate) fn emit_local(&mut self, now: Instant) -> bool {
         let mut any = false;
-        while let Some(datagram) = self.local.take_sent() {
+        while let Some(Sent { datagram, offload }) = self.local.take_sent() {
             any = true;
-            let datagram = self.identified(datagram);
             // An answer has no sender who could be told of its drop; the drop is counted.
-            let _outcome = self.originate(datagram, now);
+            let _outcome = self.originate_leaving(datagram, offload, now);
         }
         any
     }
 
     /// Gives an IPv4 datagram that may be fragmented an identification: everything but TCP, which heeds the path's MTU.
     pub(super) fn identified(&mut self, mut datagram: Vec<u8>) -> Vec<u8> {
-        let id = self.next_ip_id();
         if let Ok(mut packet) = Ipv4Packet::new_checked(datagram.as_mut_slice())
             && packet.version() == 4
             && u8::from(packet.next_header()) != proto::TCP
         {
+            let id = self.next_ip_id();
             packet.set_dont_frag(false);
             packet.set_ident(u16::try_from(id & 0xffff).unwrap_or(0));
             packet.fill_checksum();
@@ -249,36 +248,29 @@ impl Stack {
 struct Wire {
     interface: Interface,
     device: MemoryDevice,
+    mtu: usize,
 }
 
 impl Wire {
-    /// `seed` is secret: smoltcp's numbers follow from it.
+    /// `mtu` is that of the links; `seed` is secret: smoltcp's numbers follow from it.
     fn new(mtu: usize, seed: u64) -> Self {
-        Self::with(MemoryDevice::new(mtu), seed)
-    }
-
-    /// For segments, whose checksums are made when their numbers are.
-    fn for_tcp(mtu: usize, seed: u64) -> Self {
-        Self::with(MemoryDevice::without_tcp_checksums(mtu), seed)
-    }
-
-    fn with(mut device: MemoryDevice, seed: u64) -> Self {
+        let mut device = MemoryDevice::default();
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
         let mut interface = Interface::new(config, &mut device, smoltcp::time::Instant::ZERO);
         // Which addresses are this host's own was decided before INPUT.
         interface.set_any_ip(true);
-        Self { interface, device }
+        Self { interface, device, mtu }
     }
 
     /// Gives one datagram to a set of sockets.
-    fn feed(&mut self, datagram: Vec<u8>, sockets: &mut SocketSet<'static>, now: Instant) {
+    fn feed(&mut self, datagram: &[u8], sockets: &mut SocketSet<'static>, now: Instant) {
         self.feed_at(datagram, sockets, clock(now));
     }
 
-    fn feed_at(&mut self, datagram: Vec<u8>, sockets: &mut SocketSet<'static>, at: smoltcp::time::Instant) {
-        self.device.receive_next(datagram);
-        self.interface.poll_ingress_single(at, &mut self.device, sockets);
+    fn feed_at(&mut self, datagram: &[u8], sockets: &mut SocketSet<'static>, at: smoltcp::time::Instant) {
+        let mut device = Borrowed::new(datagram, &mut self.device);
+        self.interface.poll_ingress_single(at, &mut device, sockets);
     }
 
     /// Lets a set of sockets send all it has to send.

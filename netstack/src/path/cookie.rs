@@ -7,12 +7,13 @@
 
 use core::net::SocketAddr;
 
-use hibernet_conntrack::{Attachment, Refusal, Zone, proto};
+use hibernet_conntrack::{Attachment, Origin, Refusal, Zone, proto};
 use hibernet_snapshot::Instant;
 
 use crate::hook::Hook;
 use crate::local::Ends;
 use crate::packet::Packet;
+use crate::reject::transport_checksum_holds;
 use crate::route::is_own;
 use crate::stack::{Stack, Work};
 use crate::stats::count;
@@ -24,6 +25,7 @@ impl Stack {
         hook: Hook,
         packet: &Packet,
         zone: Zone,
+        origin: Origin,
         now: Instant,
     ) -> Option<Result<Attachment, Refusal>> {
         if hook != Hook::Prerouting || packet.link_group || !self.local.deals_in_cookies(now) {
@@ -35,13 +37,13 @@ impl Stack {
         }
         match flags & (SYN | ACK | RST) {
             SYN if self.local.wants_cookie(&ends) => {
-                Some(self.conntrack.track_without_room(packet.bytes(), packet.parsed(), zone, now))
+                Some(self.conntrack.track_without_room(packet.bytes(), packet.parsed(), zone, origin, now))
             }
             ACK => {
                 let datagram = super::deliver::plain(packet);
                 let handshake = self.local.handshake(&ends, &datagram, now)?;
                 let opening = [handshake.syn.as_slice(), handshake.syn_ack.as_slice()];
-                Some(self.conntrack.track_handshake(opening, packet.bytes(), packet.parsed(), zone, now))
+                Some(self.conntrack.track_handshake(opening, packet.bytes(), packet.parsed(), zone, origin, now))
             }
             _ => None,
         }
@@ -55,7 +57,7 @@ impl Stack {
         let Some((ends, SYN)) = ends_and_flags(packet).map(|(ends, flags)| (ends, flags & (SYN | ACK | RST))) else {
             return false;
         };
-        if !crate::reject::transport_checksum_holds(packet.bytes(), packet.parsed()) {
+        if !packet.offload().vouches() && !transport_checksum_holds(packet.bytes(), packet.parsed()) {
             return false;
         }
         let datagram = super::deliver::plain(packet);

@@ -2,17 +2,15 @@
 
 use hibernet_conntrack::{Attachment, proto};
 use hibernet_snapshot::Instant;
-use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{TcpPacket, TcpRepr};
 
 use crate::drop_reason::DropReason;
 use crate::ethernet::is_about_neighbours;
 use crate::hook::Hook;
 use crate::icmp::IcmpError;
-use crate::local::{Ends, Fed, Segment};
+use crate::local::{Ends, Fed};
 use crate::packet::Packet;
 use crate::ping::{is_echo_request, reply};
-use crate::reject::{Reset, transport_checksum_holds};
+use crate::reject::{Reset, V4_HEADER, V6_HEADER, transport_checksum_holds};
 use crate::route::{WayBack, is_anycast};
 use crate::stack::Stack;
 use crate::stats::count;
@@ -22,27 +20,13 @@ impl Stack {
     pub(super) fn deliver(&mut self, packet: Packet, group: bool, now: Instant) {
         let Ok(packet) = self.run_hook(Hook::Input, packet, now) else { return };
         count(&mut self.stats.delivered);
-        let l4 = packet.parsed().l4(packet.bytes());
-        if !transport_checksum_holds(packet.bytes(), packet.parsed()) {
+        if !packet.offload().vouches() && !transport_checksum_holds(packet.bytes(), packet.parsed()) {
             return self.drop_packet(DropReason::LocalMalformed, &packet);
         }
         match packet.parsed().proto {
             proto::UDP => self.deliver_udp(packet, group, now),
             proto::TCP if group || packet.link_group => self.drop_packet(DropReason::NoListener, &packet),
-            proto::TCP => match TcpPacket::new_checked(l4) {
-                Ok(tcp) => {
-                    let local = (packet.dst(), tcp.dst_port()).into();
-                    let remote = (packet.src(), tcp.src_port()).into();
-                    let segment = Segment {
-                        ends: Ends { local, remote },
-                        opening: tcp.syn() && !tcp.ack() && !tcp.rst(),
-                        acknowledges: tcp.ack(),
-                        readable: is_readable(&tcp, &packet),
-                    };
-                    self.deliver_tcp(packet, segment, now);
-                }
-                _ => self.drop_packet(DropReason::LocalMalformed, &packet),
-            },
+            proto::TCP => self.deliver_tcp(packet, now),
             proto::ICMP if packet.dst().is_ipv4() => self.deliver_icmp(packet, group, now),
             proto::ICMPV6 if packet.dst().is_ipv6() => self.deliver_icmp(packet, group, now),
             // A kernel takes part in these; as long as there is no group, what it would do shows nowhere.
@@ -60,6 +44,12 @@ impl Stack {
     }
 
     fn deliver_udp(&mut self, packet: Packet, group: bool, now: Instant) {
+        // Each segment of UDP is a datagram of its own.
+        match packet.segments(false) {
+            Some(Ok(datagrams)) => return datagrams.into_iter().for_each(|one| self.deliver_udp(one, group, now)),
+            Some(Err(reason)) => return self.drop_packet(reason, &packet),
+            None => {}
+        }
         match self.feed_udp(&packet, group, now) {
             Ok(()) => {}
             Err(DropReason::PortUnreachable) => self.refuse_datagram(packet),
@@ -75,8 +65,18 @@ impl Stack {
         self.answer_icmp(IcmpError::Port, &packet);
     }
 
-    fn deliver_tcp(&mut self, packet: Packet, segment: Segment, now: Instant) {
-        match self.local.feed_segment(segment, plain(&packet), now) {
+    fn deliver_tcp(&mut self, mut packet: Packet, now: Instant) {
+        let Some([s1, s0, d1, d0]) = packet.parsed().l4(packet.bytes()).first_chunk() else {
+            return self.drop_packet(DropReason::LocalMalformed, &packet);
+        };
+        let local = (packet.dst(), u16::from_be_bytes([*d1, *d0])).into();
+        let remote = (packet.src(), u16::from_be_bytes([*s1, *s0])).into();
+        let ends = Ends { local, remote };
+        let fed = match is_plain(&packet) {
+            true => self.local.feed_segment(ends, packet.parts_mut().0, now),
+            false => self.local.feed_segment(ends, &mut plain(&packet), now),
+        };
+        match fed {
             Ok(Fed::Connection) => {}
             Ok(Fed::Cookie) => count(&mut self.stats.cookies_accepted),
             Err(reason) => {
@@ -90,7 +90,7 @@ impl Stack {
 
     /// The reset of a closed port. Unlike the one a rule asks for it is tracked like any packet of this host.
     fn refuse_segment(&mut self, packet: &Packet, now: Instant) {
-        let reset = Reset::answering(packet.bytes(), packet.parsed());
+        let reset = Reset::answering(packet);
         let reset = reset.and_then(|reset| reset.with_tos_of(packet.bytes()).datagram());
         match reset {
             Some(datagram) => {
@@ -154,10 +154,9 @@ impl Stack {
     }
 }
 
-/// Whether ports, flags and options are such that a socket can read them: smoltcp would drop the segment in silence.
-fn is_readable(segment: &TcpPacket<&[u8]>, packet: &Packet) -> bool {
-    let verified = ChecksumCapabilities::ignored();
-    TcpRepr::parse(segment, &packet.src().into(), &packet.dst().into(), &verified).is_ok()
+/// Whether the IP header has neither options nor extensions.
+fn is_plain(packet: &Packet) -> bool {
+    packet.parsed().header_len == if packet.parsed().is_v6() { V6_HEADER } else { V4_HEADER }
 }
 
 /// The datagram without IPv6 extension headers: what the sockets below need to see.

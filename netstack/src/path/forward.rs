@@ -45,12 +45,13 @@ impl Stack {
 
 /// Whether a packet is larger than a link takes and may not be cut.
 ///
-/// One that came in fragments leaves in fragments of those sizes, so the largest of them counts.
+/// One that came in fragments leaves in fragments of those sizes, so the largest of them counts. So does of a super-packet
+/// the longest segment.
 pub(super) fn exceeds(packet: &Packet, mtu: usize) -> bool {
     match (&packet.reassembled, packet.src()) {
         (Some(fragments), IpAddr::V4(_)) => fragments.dont_fragment && fragments.largest > mtu,
         (Some(fragments), IpAddr::V6(_)) => fragments.largest > mtu,
-        (None, IpAddr::V4(_)) => packet.parsed().dont_fragment && packet.len() > mtu,
-        (None, IpAddr::V6(_)) => packet.len() > mtu,
+        (None, IpAddr::V4(_)) => packet.parsed().dont_fragment && packet.longest_segment() > mtu,
+        (None, IpAddr::V6(_)) => packet.longest_segment() > mtu,
     }
 }

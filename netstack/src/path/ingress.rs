@@ -6,24 +6,25 @@ use crate::drop_reason::DropReason;
 use crate::hook::Hook;
 use crate::icmp::IcmpError;
 use crate::link::{LinkId, Medium};
+use crate::offload::Offload;
 use crate::packet::Packet;
 use crate::route::Decision;
 use crate::stack::Stack;
 
 impl Stack {
     /// What a link hands over: stripped of what is the link's, checked, then on its way.
-    pub(crate) fn accept_from_link(&mut self, link: LinkId, frame: Vec<u8>, now: Instant) {
+    pub(crate) fn accept_from_link(&mut self, link: LinkId, frame: Vec<u8>, offload: Offload, now: Instant) {
         let medium = self.links.link(link).filter(|_| link != LinkId::LOOPBACK).map(|link| link.medium);
-        let (datagram, link_group) = match medium {
-            Some(Medium::Ip) => (frame, false),
+        let (frame, at, link_group) = match medium {
+            Some(Medium::Ip) => (frame, 0, false),
             Some(Medium::Ethernet { mac }) => match self.accept_frame(link, mac, frame, now) {
                 Some(carried) => carried,
                 None => return,
             },
             None => return self.drop_unread(DropReason::NoSuchLink, Some(link), frame.len()),
         };
-        let len = datagram.len();
-        let mut packet = Packet::received(link, datagram);
+        let len = frame.len().saturating_sub(at);
+        let mut packet = Packet::received_in(link, frame, at, offload);
         if let Ok(packet) = &mut packet {
             packet.link_group = link_group;
         }

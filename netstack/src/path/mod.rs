@@ -126,14 +126,16 @@ impl Stack {
 
     fn answer_reject(&mut self, with: RejectWith, packet: &Packet, now: Instant) {
         match with {
-            RejectWith::PortUnreachable if may_be_rejected_with_icmp(packet.bytes(), packet.parsed()) => {
+            RejectWith::PortUnreachable
+                if packet.offload().vouches() || may_be_rejected_with_icmp(packet.bytes(), packet.parsed()) =>
+            {
                 self.answer_icmp(IcmpError::Port, packet);
             }
             RejectWith::PortUnreachable => count(&mut self.stats.errors_suppressed),
             RejectWith::TcpReset => {
                 let may = !packet.link_group
                     && icmp::may_answer(packet.bytes(), packet.parsed(), &self.links, IcmpError::Port);
-                let reset = if may { Reset::answering(packet.bytes(), packet.parsed()) } else { None };
+                let reset = if may { Reset::answering(packet) } else { None };
                 let reset = reset.and_then(|reset| reset.datagram());
                 if reset.is_some() {
                     self.conntrack.set_closing(packet.attachment(), now);

@@ -8,6 +8,7 @@ use crate::drop_reason::DropReason;
 use crate::fragments::{Refragmented, refragment};
 use crate::hook::Hook;
 use crate::link::LinkId;
+use crate::offload::Offload;
 use crate::packet::Packet;
 use crate::route::NextHop;
 use crate::stack::{Egress, LocalSendError, Stack, Work};
@@ -26,6 +27,29 @@ impl Stack {
     /// OUTPUT and POSTROUTING for a datagram made here, at once, so that its sender learns of a drop.
     pub(crate) fn originate(&mut self, datagram: Vec<u8>, now: Instant) -> Result<(), LocalSendError> {
         self.originate_on(datagram, None, now)
+    }
+
+    /// The same for a segment whose checksum, and cutting, are left to its link.
+    pub(crate) fn originate_leaving(
+        &mut self,
+        datagram: Vec<u8>,
+        offload: Offload,
+        now: Instant,
+    ) -> Result<(), LocalSendError> {
+        let len = datagram.len();
+        let packet = Packet::originated(datagram).and_then(|mut packet| {
+            packet.leave_to_link(offload)?;
+            Ok(packet)
+        });
+        let packet = packet.map_err(|reason| {
+            self.drop_unread(reason, None, len);
+            LocalSendError::from(reason)
+        })?;
+        count(&mut self.stats.originated);
+        match self.send(packet, now) {
+            Ok(()) | Err(None) => Ok(()),
+            Err(Some(reason)) => Err(reason.into()),
+        }
     }
 
     /// The same for a datagram that leaves by a way of its sender's choice, if it has one.
@@ -99,6 +123,17 @@ impl Stack {
         // Those that may not be cut were refused before they were routed on; one that a local sender brings here all the
         // same is dropped. IPv6 leaves it to the sender to cut, and here is the sender.
         let forbidden = exceeds(&packet, limit) && !(packet.local && packet.src().is_ipv6());
+        let offload = packet.offload();
+        if !forbidden && offload != Offload::NONE {
+            let (fits, takes) = (packet.longest_segment() <= limit, self.links.offloads(link));
+            if fits && takes.take(offload) {
+                return self.queue_egress(link, packet, now);
+            }
+            if let Some(segments) = packet.segments(fits && takes.checksum) {
+                return self.transmit_segments(&packet, segments, now);
+            }
+            packet.complete_checksum();
+        }
         let refragmented = if forbidden {
             Refragmented::TooBig
         } else {
@@ -114,6 +149,24 @@ impl Stack {
         }
     }
 
+    /// Sends the segments of a packet in its place: all, or none if there is no room for all.
+    fn transmit_segments(
+        &mut self,
+        packet: &Packet,
+        segments: Result<Vec<Packet>, DropReason>,
+        now: Instant,
+    ) -> Result<(), Ended> {
+        let room = self.queues.egress.saturating_sub(self.egress.len());
+        let segments = segments.and_then(|all| if all.len() > room { Err(DropReason::EgressFull) } else { Ok(all) });
+        match segments {
+            Ok(segments) => segments.into_iter().try_for_each(|segment| self.transmit(segment, now)),
+            Err(reason) => {
+                self.drop_packet(reason, packet);
+                Err(Some(reason))
+            }
+        }
+    }
+
     fn queue_pieces(&mut self, link: LinkId, packet: &Packet, pieces: Vec<Vec<u8>>, now: Instant) -> Result<(), Ended> {
         if self.egress.len().saturating_add(pieces.len()) > self.queues.egress {
             self.drop_packet(DropReason::EgressFull, packet);
@@ -124,9 +177,9 @@ impl Stack {
             match mac {
                 None => {
                     count(&mut self.stats.sent);
-                    self.egress.push_back(Egress { link, datagram });
+                    self.egress.push_back(Egress { link, datagram, offload: Offload::NONE });
                 }
-                Some(mac) => match packet.piece(datagram) {
+                Some(mac) => match packet.piece(datagram, Offload::NONE) {
                     Ok(piece) => self.send_framed(link, mac, piece, now)?,
                     Err(reason) => {
                         self.drop_packet(reason, packet);
@@ -147,7 +200,8 @@ impl Stack {
             return Err(Some(DropReason::EgressFull));
         }
         count(&mut self.stats.sent);
-        self.egress.push_back(Egress { link, datagram: packet.into_bytes() });
+        let offload = packet.offload();
+        self.egress.push_back(Egress { link, datagram: packet.into_bytes(), offload });
         Ok(())
     }
 }

@@ -23,8 +23,12 @@ impl Stack {
             return Verdict::Accept;
         }
         let zone = packet.zone.unwrap_or_default();
-        let origin = if hook == Hook::Output { Origin::Local } else { Origin::Link };
-        let tracked = match self.track_cookie(hook, packet, zone, now) {
+        let origin = match hook {
+            Hook::Output => Origin::Local,
+            _ if packet.offload().vouches() => Origin::Verified,
+            _ => Origin::Link,
+        };
+        let tracked = match self.track_cookie(hook, packet, zone, origin, now) {
             Some(tracked) => tracked,
             None => self.conntrack.track(packet.bytes(), packet.parsed(), zone, origin, now),
         };

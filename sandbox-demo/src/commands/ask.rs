@@ -64,6 +64,13 @@ pub(crate) fn stats(control: &Path, json: bool) -> anyhow::Result<()> {
                 "link {}: {} received, {} sent, {} overrun, {} unreadable, {} not sent",
                 link.name, link.received, link.sent, link.receive_overruns, link.unreadable, link.send_drops
             );
+            if link.connects > 0 {
+                let _ = writeln!(
+                    text,
+                    "link {}: peer came {} times, went {} times",
+                    link.name, link.connects, link.disconnects
+                );
+            }
         }
         for drop in &stats.drops {
             let _ = writeln!(text, "drop {:>3} {:<24} {}", drop.number, drop.reason, drop.count);

@@ -213,6 +213,9 @@ pub(crate) struct LinkReply {
     pub(crate) receive_overruns: u64,
     pub(crate) unreadable: u64,
     pub(crate) send_drops: u64,
+    /// Of a link over a socket: times a peer came, and went.
+    pub(crate) connects: u64,
+    pub(crate) disconnects: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -279,6 +279,8 @@ impl Engine {
                 receive_overruns: counts.receive_overruns,
                 unreadable: counts.unreadable,
                 send_drops: counts.send_drops,
+                connects: counts.connects,
+                disconnects: counts.disconnects,
             }
         });
         StatsReply { drops, links: links.collect() }

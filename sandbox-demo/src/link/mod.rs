@@ -3,6 +3,9 @@
 mod memory;
 mod packet;
 mod tun;
+mod unix_datagram;
+mod unix_socket;
+mod unix_stream;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,6 +13,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use anyhow::Context;
 use hibernet_netstack::MacAddr;
 use hibernet_netstack::Medium;
 use rustix::io::Errno;
@@ -20,6 +24,8 @@ pub(crate) use self::memory::Wire;
 use self::packet::PacketLink;
 use self::tun::TunLink;
 pub(crate) use self::tun::make_tun;
+use self::unix_datagram::DatagramLink;
+use self::unix_stream::StreamLink;
 use crate::netlink::Netlink;
 use crate::netns;
 
@@ -32,12 +38,21 @@ pub struct Link {
 }
 
 /// A device to open: its kind and name, as the user writes it (`guest0`, `packet:guest0`, `tun:guest0`, `tap:guest0`), and
-/// where it is if not in the namespace of this process (`tun:guest0@/run/netns/guest`).
+/// where it is if not in the namespace of this process (`tun:guest0@/run/netns/guest`). Or a unix socket that carries frames:
+/// the link's name, then the socket's path (`stream:guest0@/run/guest.sock`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkSpec {
     kind: LinkKind,
     name: String,
     namespace: Option<PathBuf>,
+    socket: Option<SocketPaths>,
+}
+
+/// Where a unix socket is, and where its peer's is if that is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct SocketPaths {
+    own: PathBuf,
+    peer: Option<PathBuf>,
 }
 
 /// What passed a link since it was opened, and what did not.
@@ -53,6 +68,10 @@ pub struct LinkCounts {
     pub unreadable: u64,
     /// Datagrams given up because the device would not take them.
     pub send_drops: u64,
+    /// Times somebody came to the other end of a socket.
+    pub connects: u64,
+    /// Times they went again, or had to go because what they sent made no sense.
+    pub disconnects: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,11 +79,19 @@ enum LinkKind {
     Packet,
     Tun,
     Tap,
+    /// A unix stream socket that listens.
+    Stream,
+    /// A unix stream socket that connects.
+    StreamTo,
+    /// A unix datagram socket.
+    Datagram,
 }
 
 enum Port {
     Packet(PacketLink),
     Tun(TunLink),
+    Stream(StreamLink),
+    Datagram(DatagramLink),
     Memory(MemoryLink),
 }
 
@@ -81,6 +108,16 @@ impl Link {
             (LinkKind::Packet, medium) => Port::Packet(PacketLink::open(name, medium)?),
             (LinkKind::Tun, Medium::Ip) => Port::Tun(TunLink::open(name, false)?),
             (LinkKind::Tap, Medium::Ethernet { .. }) => Port::Tun(TunLink::open(name, true)?),
+            (LinkKind::Stream, Medium::Ethernet { .. }) => Port::Stream(StreamLink::listen(&spec.socket()?.own)?),
+            (LinkKind::StreamTo, Medium::Ethernet { .. }) => Port::Stream(StreamLink::connect(&spec.socket()?.own)?),
+            (LinkKind::Datagram, Medium::Ethernet { .. }) => {
+                let SocketPaths { own, peer } = spec.socket()?;
+                Port::Datagram(DatagramLink::bind(own, peer.as_deref())?)
+            }
+            (LinkKind::Stream | LinkKind::StreamTo | LinkKind::Datagram, Medium::Ip) => anyhow::bail!(
+                "link {name} carries IP, what is at the other end of {spec} sends Ethernet frames: say \
+                 `\"medium\": \"ethernet\"` of it in the configuration"
+            ),
             (LinkKind::Tun, Medium::Ethernet { .. }) => anyhow::bail!(
                 "link {name} carries Ethernet, a TUN device carries IP: give `--link tap:{name}`, or make it a link of IP"
             ),
@@ -107,13 +144,25 @@ impl Link {
         match &self.port {
             Port::Packet(link) => Some(link.fd()),
             Port::Tun(link) => Some(link.fd()),
+            Port::Stream(link) => Some(link.fd()),
+            Port::Datagram(link) => Some(link.fd()),
             Port::Memory(_) => None,
+        }
+    }
+
+    /// Somebody is at the other end, as far as can be seen.
+    pub(crate) fn is_up(&self) -> bool {
+        match &self.port {
+            Port::Stream(link) => link.is_up(),
+            Port::Datagram(link) => link.is_up(),
+            Port::Packet(_) | Port::Tun(_) | Port::Memory(_) => true,
         }
     }
 
     /// Datagrams wait for the device to take them.
     pub fn is_blocked(&self) -> bool {
-        !self.waiting.is_empty()
+        let is_half_sent = matches!(&self.port, Port::Stream(link) if link.is_blocked());
+        is_half_sent || !self.waiting.is_empty()
     }
 
     /// Reads one datagram, or none if none waits.
@@ -121,6 +170,8 @@ impl Link {
         let datagram = match &mut self.port {
             Port::Packet(link) => link.receive(&mut self.counts),
             Port::Tun(link) => link.receive(&mut self.counts),
+            Port::Stream(link) => link.receive(&mut self.counts),
+            Port::Datagram(link) => link.receive(&mut self.counts),
             Port::Memory(link) => link.receive(),
         }?;
         self.counts.received += 1;
@@ -144,6 +195,9 @@ impl Link {
 
     /// Sends what waits, as far as the device takes it.
     pub fn flush(&mut self) {
+        if let Port::Stream(link) = &mut self.port {
+            link.flush(&mut self.counts);
+        }
         while let Some(datagram) = self.waiting.pop_front() {
             match self.try_send(&datagram) {
                 Ok(()) => self.counts.sent += 1,
@@ -168,10 +222,12 @@ impl Link {
         Self { name: name.to_owned(), port, waiting: VecDeque::new(), counts: LinkCounts::default() }
     }
 
-    fn try_send(&self, datagram: &[u8]) -> Result<(), Errno> {
-        match &self.port {
+    fn try_send(&mut self, datagram: &[u8]) -> Result<(), Errno> {
+        match &mut self.port {
             Port::Packet(link) => link.send(datagram),
             Port::Tun(link) => link.send(datagram),
+            Port::Stream(link) => link.send(datagram, &mut self.counts),
+            Port::Datagram(link) => link.send(datagram, &mut self.counts),
             Port::Memory(link) => link.send(datagram),
         }
     }
@@ -180,18 +236,22 @@ impl Link {
 impl LinkSpec {
     /// A device of this process's namespace, behind a packet socket.
     pub(crate) fn packet(name: &str) -> Self {
-        Self { kind: LinkKind::Packet, name: name.to_owned(), namespace: None }
+        Self { kind: LinkKind::Packet, name: name.to_owned(), namespace: None, socket: None }
     }
 
     /// A TUN device in the network namespace of another process.
     pub(crate) fn tun_of(name: &str, pid: u32) -> Self {
         let namespace = PathBuf::from(format!("/proc/{pid}/ns/net"));
-        Self { kind: LinkKind::Tun, name: name.to_owned(), namespace: Some(namespace) }
+        Self { kind: LinkKind::Tun, name: name.to_owned(), namespace: Some(namespace), socket: None }
     }
 
     /// Whether the device carries Ethernet whatever it is told.
     pub(crate) const fn is_tap(&self) -> bool {
         matches!(self.kind, LinkKind::Tap)
+    }
+
+    fn socket(&self) -> anyhow::Result<&SocketPaths> {
+        self.socket.as_ref().context("a link over a socket has a path")
     }
 
     /// The device's name, which is the link's.
@@ -208,7 +268,7 @@ impl LinkSpec {
                 let mac = MacAddr::new(device.mac);
                 Ok(mac.is_unicast().then_some(mac))
             }
-            LinkKind::Tun | LinkKind::Tap => Ok(None),
+            LinkKind::Tun | LinkKind::Tap | LinkKind::Stream | LinkKind::StreamTo | LinkKind::Datagram => Ok(None),
         }
     }
 
@@ -220,13 +280,21 @@ impl LinkSpec {
     }
 }
 
+impl LinkKind {
+    const fn is_socket(self) -> bool {
+        matches!(self, Self::Stream | Self::StreamTo | Self::Datagram)
+    }
+}
+
 impl FromStr for LinkSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (device, namespace) = match text.split_once('@') {
-            Some((_, "")) => return Err("found nothing after `@`, expected the path of a network namespace".to_owned()),
-            Some((device, namespace)) => (device, Some(PathBuf::from(namespace))),
+        let (device, place) = match text.split_once('@') {
+            Some((_, "")) => {
+                return Err("found nothing after `@`, expected the path of a network namespace or socket".to_owned());
+            }
+            Some((device, place)) => (device, Some(place)),
             None => (text, None),
         };
         let (kind, name) = match device.split_once(':') {
@@ -234,12 +302,28 @@ impl FromStr for LinkSpec {
             Some(("packet", name)) => (LinkKind::Packet, name),
             Some(("tun", name)) => (LinkKind::Tun, name),
             Some(("tap", name)) => (LinkKind::Tap, name),
-            Some((other, _)) => return Err(format!("found link kind `{other}`, expected `packet`, `tun` or `tap`")),
+            Some(("stream", name)) => (LinkKind::Stream, name),
+            Some(("stream-to", name)) => (LinkKind::StreamTo, name),
+            Some(("dgram", name)) => (LinkKind::Datagram, name),
+            Some((other, _)) => {
+                return Err(format!(
+                    "found link kind `{other}`, expected `packet`, `tun`, `tap`, `stream`, `stream-to` or `dgram`"
+                ));
+            }
         };
         if name.is_empty() || name.len() > MAX_DEVICE_NAME || name.contains(['/', ' ']) {
             return Err(format!("found device name `{name}`, expected 1 to {MAX_DEVICE_NAME} letters or digits"));
         }
-        Ok(Self { kind, name: name.to_owned(), namespace })
+        let name = name.to_owned();
+        if !kind.is_socket() {
+            return Ok(Self { kind, name, namespace: place.map(PathBuf::from), socket: None });
+        }
+        let place = place.ok_or_else(|| format!("found no socket, expected its path: `{text}@/run/guest.sock`"))?;
+        let (own, peer) = match place.split_once(',') {
+            Some((own, peer)) if kind == LinkKind::Datagram => (own, Some(PathBuf::from(peer))),
+            _ => (place, None),
+        };
+        Ok(Self { kind, name, namespace: None, socket: Some(SocketPaths { own: PathBuf::from(own), peer }) })
     }
 }
 
@@ -249,6 +333,15 @@ impl fmt::Display for LinkSpec {
             LinkKind::Packet => write!(f, "{}", self.name)?,
             LinkKind::Tun => write!(f, "tun:{}", self.name)?,
             LinkKind::Tap => write!(f, "tap:{}", self.name)?,
+            LinkKind::Stream => write!(f, "stream:{}", self.name)?,
+            LinkKind::StreamTo => write!(f, "stream-to:{}", self.name)?,
+            LinkKind::Datagram => write!(f, "dgram:{}", self.name)?,
+        }
+        if let Some(SocketPaths { own, peer }) = &self.socket {
+            write!(f, "@{}", own.display())?;
+            if let Some(peer) = peer {
+                write!(f, ",{}", peer.display())?;
+            }
         }
         match &self.namespace {
             Some(namespace) => write!(f, "@{}", namespace.display()),
@@ -290,6 +383,16 @@ mod tests {
         let tap: LinkSpec = "tap:guest0@/run/netns/guest".parse().expect("a device with its namespace");
         assert_eq!(tap.to_string(), "tap:guest0@/run/netns/guest");
         assert!("tun:guest0@".parse::<LinkSpec>().is_err());
+    }
+
+    #[test]
+    fn a_link_over_a_socket_says_where_it_is() {
+        for text in ["stream:guest@/run/g.sock", "stream-to:guest@/run/q.sock", "dgram:guest@/run/a,/run/b"] {
+            let spec: LinkSpec = text.parse().expect("a socket");
+            assert_eq!((spec.to_string().as_str(), spec.name()), (text, "guest"));
+        }
+        let error = "stream:guest".parse::<LinkSpec>().expect_err("no path");
+        assert!(error.contains("`stream:guest@"), "{error}");
     }
 
     #[test]

@@ -166,8 +166,8 @@ impl Frozen {
         for (at, place) in order.iter().enumerate() {
             if let Some(next) = order.get(at.saturating_add(AHEAD)) {
                 match located(*next) {
-                    (false, slot) => v4.get(slot).into_iter().for_each(Entry::fetch_lines),
-                    (true, slot) => v6.get(slot).into_iter().for_each(Entry::fetch_lines),
+                    (false, slot) => v4.get(slot).into_iter().for_each(|entry| entry.fetch(true)),
+                    (true, slot) => v6.get(slot).into_iter().for_each(|entry| entry.fetch(true)),
                 }
             }
             match located(*place) {

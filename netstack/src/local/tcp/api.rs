@@ -90,7 +90,11 @@ impl Stack {
 
     /// Queues bytes to be sent; how many there was room for. [`StreamError::WouldBlock`] if for none.
     pub fn tcp_write(&mut self, stream: TcpStream, bytes: &[u8], now: Instant) -> Result<usize, StreamError> {
-        self.with_stream(stream, now, |connection| connection.write(bytes))
+        self.tell(now);
+        self.local.tcp.make_room_to_write(stream, bytes.len(), now);
+        let written = self.local.tcp.act(stream, now, |connection| connection.write(bytes));
+        self.settle(now);
+        written
     }
 
     /// Takes bytes that have arrived; how many. 0 means that the peer has sent all it will;
@@ -305,6 +309,19 @@ impl Connections {
             self.serve(slot, now);
         }
         done
+    }
+
+    /// Gives the stream rings of full size before a write that needs them.
+    fn make_room_to_write(&mut self, stream: TcpStream, bytes: usize, now: Instant) {
+        let Some(slot) = self.ids.get(&stream).copied() else { return };
+        let Self { wire, out, live, scratch, .. } = self;
+        let Some(connection) = live.get_mut(slot).filter(|connection| connection.owner == Owner::Embedder) else {
+            return;
+        };
+        if let Some(rings) = connection.rings_to_write(bytes) {
+            connection.flush(wire, out, now);
+            scratch.change_rings(connection, rings, now);
+        }
     }
 
     fn close(&mut self, stream: TcpStream, now: Instant) {

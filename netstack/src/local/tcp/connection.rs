@@ -7,15 +7,18 @@ use std::collections::VecDeque;
 use hibernet_snapshot::Instant;
 use parking_lot::Mutex;
 use smoltcp::iface::{SocketHandle, SocketSet};
-use smoltcp::socket::tcp::{RecvError, Socket, SocketBuffer, State};
+use smoltcp::socket::tcp::{RecvError, Socket, State};
 
 use super::options::StreamOptions;
+use super::rebuild::Scratch;
+use super::rings::{REST, Rings};
+use super::round_trip::{LONGEST_WAIT, RoundTrip};
 use super::segment::{Ends, Head, mss};
 use super::seq::Seq;
 use super::shim::{Admission, Passage, Shim};
 use super::{StreamError, TcpListener, TcpStream};
 use crate::drop_reason::DropReason;
-use crate::local::{Wire, clock, from_clock};
+use crate::local::{Sent, Wire, clock, from_clock};
 
 /// One connection.
 pub(super) struct Connection {
@@ -25,9 +28,10 @@ pub(super) struct Connection {
     /// The listener that will hand the stream out, as long as the handshake is not finished.
     pub(super) listener: Option<TcpListener>,
     pub(super) options: StreamOptions,
-    /// By what our windows are shifted, if the peer agrees.
-    pub(super) shift: u8,
     pub(super) shim: Shim,
+    /// Sizes of the socket's rings, and what they may become.
+    pub(super) rings: Rings,
+    pub(super) full: Rings,
     /// A save looks at the socket by `&self`, and smoltcp's peek wants `&mut`. Nobody waits for this lock: whoever has
     /// `&mut` goes around it.
     sockets: Mutex<SocketSet<'static>>,
@@ -40,10 +44,17 @@ pub(super) struct Connection {
     pub(super) start: Seq,
     /// When the connection is given up, and what for.
     pub(super) patience: Option<(Wait, Instant)>,
+    trip: RoundTrip,
     /// When the first segment is sent again if nothing is acknowledged until then, and how long that wait was.
     again: Option<(Instant, Duration)>,
     /// When smoltcp's timers want it next.
     pub(super) due: Option<Instant>,
+    /// When it has rested long enough for smaller rings.
+    rest: Option<Instant>,
+    /// It has been given something that it has not answered yet.
+    pub(super) touched: bool,
+    /// It can be found by its ends.
+    pub(super) filed: bool,
     /// When it is queued to be looked at.
     pub(super) queued: Option<Instant>,
     /// Why it ended, where it did not end in order.
@@ -84,13 +95,26 @@ impl Connection {
         mss: u16,
         shim: Shim,
     ) -> Self {
-        let room = |bytes: u32| SocketBuffer::new(vec![0; usize::try_from(bytes).unwrap_or(0)]);
-        let mut socket = Socket::new(room(options.room(mss)), room(options.send_buffer));
-        // A kernel's connection acknowledges its first segments at once, and so does this one all of them.
+        let full = Rings::full(&options, mss);
+        Self::with_rings(stream, ends, owner, options, (full, Rings::holding(full, 0, 0)), shim)
+    }
+
+    /// The same with rings of these sizes.
+    pub(super) fn with_rings(
+        stream: TcpStream,
+        ends: Ends,
+        owner: Owner,
+        options: StreamOptions,
+        (full, rings): (Rings, Rings),
+        mut shim: Shim,
+    ) -> Self {
+        let mut socket = rings.socket();
+        shim.set_ring(rings.shift(), rings.promised(full));
+        // What has come is acknowledged when a burst is over: a delay would add to that.
         socket.set_ack_delay(None);
         socket.set_congestion_control(options.congestion.into());
         socket.set_tsval_generator(shim.clock.map(|_| no_time as fn() -> u32));
-        let mut sockets = SocketSet::new(Vec::new());
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let socket = sockets.add(socket);
         let base = shim.iss.plus(1);
         let mut connection = Self {
@@ -99,16 +123,21 @@ impl Connection {
             owner,
             listener: None,
             options,
-            shift: options.shift(mss),
             shim,
+            rings,
+            full,
             sockets: Mutex::new(sockets),
             socket,
             unacked: VecDeque::new(),
             base,
             start: Seq(0),
             patience: None,
+            trip: RoundTrip::default(),
             again: None,
             due: None,
+            rest: None,
+            touched: false,
+            filed: true,
             queued: None,
             failure: None,
         };
@@ -156,61 +185,75 @@ impl Connection {
         self.start.plus(unread).plus(u32::from(has_peer_fin(state)))
     }
 
-    /// Gives the connection a segment. What it answers at once is appended to `out`.
+    /// Gives the connection a segment. What it answers at once is appended to `out`; what it answers to a burst is sent when
+    /// it is flushed. The datagram is written in unless there is a reason
+    /// against.
     pub(super) fn feed(
         &mut self,
-        mut datagram: Vec<u8>,
-        wire: &mut Wire,
-        out: &mut VecDeque<Vec<u8>>,
+        head: &Head,
+        datagram: &mut [u8],
+        (wire, scratch): (&mut Wire, &mut Scratch),
+        out: &mut VecDeque<Sent>,
         now: Instant,
     ) -> Result<(), DropReason> {
-        let head = Head::read(&datagram).ok_or(DropReason::LocalMalformed)?;
         let socket = self.socket();
         let (before, unread) = (socket.state(), socket.recv_queue());
         let (una, rcv_nxt) = (self.una(before), self.rcv_nxt(before, unread));
         let ends = self.ends;
-        let passage = match before {
+        let mut passage = match before {
             State::Closed => return Err(DropReason::NoConnection),
-            State::Listen | State::SynSent => Passage::plain(&head),
-            _ => match self.shim.admit(&head, before, una, rcv_nxt, now) {
+            State::Listen | State::SynSent => Passage::plain(head),
+            _ => match self.shim.admit(head, before, una, rcv_nxt, now) {
                 Admission::Take(passage) => {
-                    self.shim.hear(&head, now);
+                    self.shim.hear(head, now);
                     passage
                 }
                 Admission::Challenge(reason) => {
-                    out.extend(self.shim.challenge(&ends, rcv_nxt, now));
+                    out.extend(self.shim.challenge(&ends, rcv_nxt, now).map(Sent::whole));
                     return Err(reason);
                 }
                 Admission::Repeat => {
-                    let (mss, shift) = (wire.mss(ends.local.ip()), self.shift);
-                    out.extend(self.shim.syn_ack(&ends, mss, shift, rcv_nxt, now));
+                    out.extend(self.shim.syn_ack(&ends, rcv_nxt, now).map(Sent::whole));
                     return Ok(());
                 }
                 Admission::Drop(reason) => return Err(reason),
             },
         };
+        let rings = if head.syn { None } else { self.rings_for(head, rcv_nxt) };
+        // A handshake is not replayed in its middle: first the acknowledgement that ends it.
+        passage.bare_first |= rings.is_some() && before == State::SynReceived;
         if passage.bare_first
             && let Some(bare) = self.shim.bare(&ends, &passage, rcv_nxt)
         {
-            wire.feed(bare, self.sockets.get_mut(), now);
+            wire.feed(&bare, self.sockets.get_mut(), now);
             self.collect(wire, out, now);
         }
-        self.shim.deliver(&mut datagram, &head, &passage);
+        if let Some(rings) = rings {
+            self.flush(wire, out, now);
+            scratch.change_rings(self, rings, now);
+        }
+        self.shim.deliver(datagram, head, &passage);
         wire.feed(datagram, self.sockets.get_mut(), now);
         let after = self.socket().state();
         if matches!(before, State::Listen | State::SynSent) && !matches!(after, State::Listen | State::SynSent) {
-            self.shim.meet(&head, self.shift, now);
+            self.shim.meet(head, now);
             self.start = head.seq.plus(1);
         }
         self.collect(wire, out, now);
-        self.failure = match (before, after) {
-            (State::SynSent, State::Closed) if head.rst => Some(StreamError::Refused),
-            (_, State::Closed | State::Listen) if head.rst => Some(StreamError::Reset),
-            _ => self.failure,
-        };
-        let is_acknowledged = self.una(after) != una;
-        if is_acknowledged && self.shim.uncovers(self.base) {
-            self.repeat_first(wire, out, now);
+        if head.rst {
+            self.failure = match (before, after) {
+                (State::SynSent, State::Closed) => Some(StreamError::Refused),
+                (_, State::Closed | State::Listen) => Some(StreamError::Reset),
+                _ => self.failure,
+            };
+        }
+        let acknowledged = self.una(after);
+        let is_acknowledged = acknowledged != una;
+        if is_acknowledged {
+            self.trip.acknowledged(acknowledged, self.shim.echo_age(head, now), now);
+            if self.shim.uncovers(self.base) {
+                self.repeat_first(out, now);
+            }
         }
         let progress = is_acknowledged || self.zero_window_is_heard();
         self.rearm(progress, now);
@@ -218,25 +261,50 @@ impl Connection {
     }
 
     /// Lets the connection send what it can. What it sends is appended to `out`.
-    pub(super) fn flush(&mut self, wire: &mut Wire, out: &mut VecDeque<Vec<u8>>, now: Instant) {
+    pub(super) fn flush(&mut self, wire: &mut Wire, out: &mut VecDeque<Sent>, now: Instant) {
+        self.touched = false;
         let socket = self.socket();
         // At the end of TIME-WAIT smoltcp throws away what nobody has read yet.
-        if socket.state() != State::TimeWait || socket.recv_queue() == 0 {
+        let is_kept = socket.state() == State::TimeWait && socket.recv_queue() > 0;
+        if !is_kept {
             wire.flush(self.sockets.get_mut(), now);
-            self.collect(wire, out, now);
+            self.collect_unasked(wire, out, now);
         }
         self.due = wire.interface.poll_at(clock(now), self.sockets.get_mut()).map(from_clock);
-        if self.socket().state() == State::TimeWait && self.socket().recv_queue() > 0 {
+        if is_kept {
             self.due = None;
         }
+        self.rest = self.rings_at_rest().map(|_| now.saturating_add(REST));
         self.rearm(false, now);
+    }
+
+    /// Gives a connection that has rested smaller rings.
+    pub(super) fn give_back(&mut self, scratch: &mut Scratch, now: Instant) {
+        if self.rest.take_if(|rest| *rest <= now).is_some()
+            && let Some(rings) = self.rings_at_rest()
+        {
+            self.unacked.shrink_to_fit();
+            scratch.change_rings(self, rings, now);
+        }
+    }
+
+    /// Goes on with the socket of another, which has been led to where this one is.
+    pub(super) fn take_socket(&mut self, other: Self) {
+        let Self { sockets, socket, shim, rings, due, .. } = other;
+        // Whoever waits for the socket that was there is to look at this one.
+        self.socket().abort();
+        self.sockets = sockets;
+        self.socket = socket;
+        self.shim.take_socket(&shim);
+        self.rings = rings;
+        self.due = due;
     }
 
     /// When the connection has to be looked at.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let patience = self.patience.map(|(_, until)| until);
         let again = self.again.map(|(at, _)| at);
-        [self.due, patience, again].into_iter().flatten().min()
+        [self.due, patience, again, self.rest].into_iter().flatten().min()
     }
 
     /// Gives the connection up if it has waited long enough. True if that is all: a peer that has answered before is still to
@@ -254,29 +322,31 @@ impl Connection {
     /// smoltcp doubles its wait with every retransmission and takes that back only once data that was sent a single time is
     /// acknowledged. On a link that loses a little all the time it rarely is, so that after some losses a connection stands
     /// still for up to a minute. Here the wait begins anew with every progress (RFC 6298, section 5.7 asks for no more).
-    pub(super) fn send_again(&mut self, wire: &Wire, out: &mut VecDeque<Vec<u8>>, now: Instant) {
+    pub(super) fn send_again(&mut self, out: &mut VecDeque<Sent>, now: Instant) {
         let due = self.again.filter(|(at, _)| *at <= now && self.failure.is_none());
         let Some((_, wait)) = due else { return };
         let wait = wait.saturating_mul(2).min(LONGEST_WAIT);
         self.again = Some((now.saturating_add(wait), wait));
-        self.repeat_first(wire, out, now);
+        self.repeat_first(out, now);
     }
 
     /// Sends the first segment that is not acknowledged once more.
     ///
     /// smoltcp does so by itself for the first loss in a window. For the others it waits for its timer where RFC 6582 has an
     /// acknowledgement that covers a part of the window bring the next.
-    fn repeat_first(&mut self, wire: &Wire, out: &mut VecDeque<Vec<u8>>, now: Instant) {
+    fn repeat_first(&mut self, out: &mut VecDeque<Sent>, now: Instant) {
         let socket = self.socket();
         let (state, unread) = (socket.state(), socket.recv_queue());
         let rcv_nxt = self.rcv_nxt(state, unread);
         let sent = self.shim.nxt.since(self.base).max(0).cast_unsigned();
-        let room = self.shim.segment_room(wire.mss(self.ends.local.ip()));
+        let room = self.shim.segment_room();
         let length = usize::try_from(sent.min(room)).unwrap_or(0).min(self.unacked.len());
         let payload: Vec<u8> = self.unacked.iter().take(length).copied().collect();
         let fin = length == self.unacked.len() && u32::try_from(length).is_ok_and(|length| sent > length);
+        self.trip.repeated();
         self.shim.note_repeat(self.base.plus(sent.min(room)));
-        out.extend(self.shim.repeat(&self.ends, self.base, &payload, fin, rcv_nxt, now));
+        let repeat = self.shim.repeat(&self.ends, self.base, &payload, fin, rcv_nxt, now);
+        out.extend(repeat.map(Sent::whole));
     }
 
     /// Arms the wait for an acknowledgement, anew if there was one.
@@ -289,7 +359,8 @@ impl Connection {
         if !under_way || is_closed {
             self.again = None;
         } else if progress || self.again.is_none() {
-            self.again = Some((now.saturating_add(FIRST_WAIT), FIRST_WAIT));
+            let wait = self.trip.wait();
+            self.again = Some((now.saturating_add(wait), wait));
         }
     }
 
@@ -399,16 +470,39 @@ impl Connection {
         }
     }
 
-    /// Takes what the socket has sent, in the wire's numbers, and notes what has been acknowledged.
-    fn collect(&mut self, wire: &mut Wire, out: &mut VecDeque<Vec<u8>>, now: Instant) {
-        while let Some(mut datagram) = wire.device.take_sent() {
-            self.shim.send(&mut datagram, &self.ends, now);
-            out.push_back(datagram);
+    /// Takes what the socket has sent in answer, in the wire's numbers, and notes what has been acknowledged.
+    fn collect(&mut self, wire: &mut Wire, out: &mut VecDeque<Sent>, now: Instant) {
+        while let Some(sent) = wire.device.take_sent() {
+            self.pass_on(sent, false, out, now);
         }
         let queued = self.socket().send_queue();
         let acked = self.unacked.len().saturating_sub(queued);
-        self.unacked.drain(..acked);
-        self.base = self.base.plus(u32::try_from(acked).unwrap_or(0));
+        if acked > 0 {
+            self.unacked.drain(..acked);
+            self.base = self.base.plus(u32::try_from(acked).unwrap_or(0));
+        }
+    }
+
+    /// Takes what the socket has sent of its own accord.
+    fn collect_unasked(&mut self, wire: &mut Wire, out: &mut VecDeque<Sent>, now: Instant) {
+        while let Some(sent) = wire.device.take_sent() {
+            self.pass_on(sent, true, out, now);
+        }
+    }
+
+    fn pass_on(&mut self, mut sent: Sent, unasked: bool, out: &mut VecDeque<Sent>, now: Instant) {
+        let Some(head) = Head::read(&sent.datagram) else { return };
+        let before = self.shim.nxt;
+        if unasked && self.shim.is_idle_update(&head) {
+            return self.shim.see_edge(&head);
+        }
+        if self.shim.send(&mut sent.datagram, &head, now) {
+            self.trip.repeated();
+        } else if before != self.shim.nxt {
+            self.trip.sent(self.shim.nxt, now);
+        }
+        sent.cut(head.data, self.shim.segment_room());
+        out.push_back(sent);
     }
 
     /// The set and the socket in it, for the rebuild.
@@ -418,9 +512,9 @@ impl Connection {
 }
 
 impl Wire {
-    /// The segment size that fits the links.
+    /// The largest segment that fits the links.
     pub(super) fn mss(&self, local: IpAddr) -> u16 {
-        mss(self.device.mtu(), local)
+        mss(self.mtu, local)
     }
 }
 
@@ -438,9 +532,6 @@ pub(super) fn micros(wait: Duration) -> u64 {
     u64::try_from(wait.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Later than smoltcp's own first retransmission.
-const FIRST_WAIT: Duration = Duration::from_millis(1500);
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Six repeats of a SYN (`tcp_syn_retries`).
 const SYN_SENT: Duration = Duration::from_secs(127);
 /// Five repeats of a SYN-ACK (`tcp_synack_retries`).

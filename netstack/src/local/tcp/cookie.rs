@@ -129,11 +129,11 @@ impl Connections {
         &mut self,
         id: TcpListener,
         ends: Ends,
-        datagram: &[u8],
+        datagram: &mut [u8],
         now: Instant,
     ) -> Result<bool, DropReason> {
-        let Some(Handshake { syn, .. }) = self.handshake(&ends, datagram, now) else { return Ok(false) };
-        let Some(head) = Head::read(datagram) else { return Ok(false) };
+        let Some(Handshake { mut syn, .. }) = self.handshake(&ends, datagram, now) else { return Ok(false) };
+        let (Some(opening), Some(head)) = (Head::read(&syn), Head::read(datagram)) else { return Ok(false) };
         let Some(Proven { iss, .. }) = self.prove(&ends, &head, now) else { return Ok(false) };
         let room = self.listeners.get(&id).is_some_and(|listener| self.has_room(&listener.options.stream));
         let Some(listener) = self.listeners.get_mut(&id).filter(|listener| room && !listener.is_full()) else {
@@ -142,20 +142,20 @@ impl Connections {
         listener.half_open = listener.half_open.saturating_add(1);
         let (owner, options) = (listener.owner, listener.options.stream);
         let mss = self.wire.mss(ends.local.ip());
-        let shim = Shim::new(iss, self.clock_offset(&ends), options.opening_window(mss));
+        let shim = Shim::new(iss, self.clock_offset(&ends), options.opening(mss));
         let mut connection = Connection::new(self.next_id(), ends, owner, options, mss, shim);
         connection.listener = Some(id);
         let endpoint = IpListenEndpoint { addr: Some(ends.local.ip().into()), port: ends.local.port() };
         let mut unsent = VecDeque::new();
-        let Self { wire, out, .. } = self;
+        let Self { wire, out, scratch, .. } = self;
         let opened = connection.socket().listen(endpoint).is_ok()
-            && connection.feed(syn, wire, &mut unsent, now).is_ok()
+            && connection.feed(&opening, &mut syn, (wire, scratch), &mut unsent, now).is_ok()
             && connection.state() == State::SynReceived;
         if opened {
             // The SYN-ACK that has been sent already, as a cookie.
             connection.flush(wire, &mut unsent, now);
         }
-        let finished = connection.feed(datagram.to_vec(), wire, out, now);
+        let finished = connection.feed(&head, datagram, (wire, scratch), out, now);
         let slot = self.insert(connection);
         self.serve(slot, now);
         finished?;
@@ -189,14 +189,14 @@ impl Connections {
         let listener = self.listener(ends.local).and_then(|id| self.listeners.get(&id))?;
         let options = listener.options.stream;
         let told = offers.with(*timestamps);
-        let mss = self.wire.mss(ends.local.ip());
+        let opening = options.opening(self.wire.mss(ends.local.ip()));
         let repr = TcpRepr {
             control: TcpControl::Syn,
             seq_number: number(*iss),
             ack_number: Some(number(irs.plus(1))),
-            window_len: options.opening_window(mss),
-            max_seg_size: Some(mss),
-            window_scale: told.scale.map(|_| options.shift(mss)),
+            window_len: opening.window,
+            max_seg_size: Some(opening.mss),
+            window_scale: told.scale.map(|_| opening.shift),
             sack_permitted: told.sack,
             timestamp: timestamps.map(|(theirs, ours)| TcpTimestampRepr::new(ours, theirs)),
             ..EMPTY

@@ -11,6 +11,8 @@ mod image;
 mod listener;
 mod options;
 mod rebuild;
+mod rings;
+mod round_trip;
 mod segment;
 mod seq;
 mod shim;
@@ -35,11 +37,12 @@ use self::listener::Listener;
 use self::options::MOST_MEMORY;
 pub use self::options::{Congestion, ListenOptions, StreamOptions};
 pub(crate) use self::rebuild::Rebuilt;
+use self::rebuild::{SCRATCH_SEED, Scratch};
 pub(crate) use self::segment::Ends;
 use self::segment::{Head, words};
 use self::seq::Seq;
 use self::shim::Shim;
-use super::{ANY, Local, Wire};
+use super::{ANY, Local, Sent, Wire};
 use crate::drop_reason::DropReason;
 
 /// A TCP stream of this host. An id is never used twice, and stays valid through a restore: an embedder may save it beside
@@ -75,18 +78,6 @@ pub enum StreamError {
     NoSuchStream,
 }
 
-/// What has to be known of a segment to find its connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Segment {
-    pub(crate) ends: Ends,
-    /// It is a SYN that opens.
-    pub(crate) opening: bool,
-    /// It has an acknowledgement.
-    pub(crate) acknowledges: bool,
-    /// A socket can make sense of it.
-    pub(crate) readable: bool,
-}
-
 /// Who took a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fed {
@@ -100,8 +91,14 @@ pub(crate) enum Fed {
 pub(super) struct Connections {
     pub(super) wire: Wire,
     /// What the connections have sent, in the wire's numbers.
-    out: VecDeque<Vec<u8>>,
+    out: VecDeque<Sent>,
     live: Slab<Connection>,
+    /// Connections that a burst has given something, in the order they got it.
+    touched: Vec<usize>,
+    /// The connection the last segment was for.
+    last: usize,
+    /// Where connections are led from one socket into another.
+    scratch: Scratch,
     /// Places in `live` by ends, under a secret key. Never walked: its order would follow from the key.
     index: HashTable<usize>,
     ids: BTreeMap<TcpStream, usize>,
@@ -127,9 +124,12 @@ impl Connections {
             listeners.insert(ECHO, Listener::new(ANY, port, Owner::Echo, ListenOptions::default()));
         }
         Self {
+            scratch: Scratch::new(wire.mtu, keys.fixed([SCRATCH_SEED, 0])),
             wire,
             out: VecDeque::new(),
             live: Slab::new(),
+            touched: Vec::new(),
+            last: 0,
             index: HashTable::new(),
             ids: BTreeMap::new(),
             ended: BTreeMap::new(),
@@ -145,7 +145,7 @@ impl Connections {
     }
 
     /// The next datagram the connections have sent.
-    pub(super) fn take_sent(&mut self) -> Option<Vec<u8>> {
+    pub(super) fn take_sent(&mut self) -> Option<Sent> {
         self.out.pop_front()
     }
 
@@ -156,41 +156,55 @@ impl Connections {
 
     pub(super) fn watch(&self, scan: &mut CanaryScan) {
         self.keys.watch("TCP numbers", scan);
+        scan.watch_key("scratch seed", &self.keys.fixed([SCRATCH_SEED, 0]).to_le_bytes());
     }
 
     pub(super) fn set_most(&mut self, most: usize) {
         self.most = most;
     }
 
-    fn feed(&mut self, segment: Segment, datagram: Vec<u8>, now: Instant) -> Result<Fed, DropReason> {
-        let Segment { ends, opening, acknowledges, readable } = segment;
-        if let Some(slot) = self.find(&ends) {
-            if !readable {
+    /// Gives a segment to its connection or to a listener. What takes it writes in it; with an error it is as it was.
+    fn feed(&mut self, ends: Ends, datagram: &mut [u8], now: Instant) -> Result<Fed, DropReason> {
+        let head = Head::read(datagram).ok_or(DropReason::LocalMalformed)?;
+        if let Some(slot) = self.find_again(&ends) {
+            if !head.readable {
                 return Err(DropReason::LocalMalformed);
             }
             let Some(connection) = self.live.get_mut(slot) else { return Err(DropReason::NoConnection) };
-            let successor = if opening { connection.succeeded_by(&datagram) } else { None };
+            let successor = if head.opens() { connection.succeeded_by(&head) } else { None };
             let Some(floor) = successor else {
-                let fed = connection.feed(datagram, &mut self.wire, &mut self.out, now);
-                self.serve(slot, now);
+                let before = connection.socket().state();
+                let fed = connection.feed(&head, datagram, (&mut self.wire, &mut self.scratch), &mut self.out, now);
+                if connection.socket().state() != before || connection.listener.is_some() {
+                    self.serve(slot, now);
+                } else {
+                    self.touch(slot);
+                }
                 return fed.map(|()| Fed::Connection);
             };
             self.remove(slot);
-            return self.accept(ends, datagram, Some(floor), now);
+            return self.accept(ends, (&head, datagram), Some(floor), now);
         }
         let Some(listener) = self.listener(ends.local) else { return Err(DropReason::NoConnection) };
-        if !opening || !readable {
-            if acknowledges && readable && self.finish_cookie(listener, ends, &datagram, now)? {
+        if !head.opens() || !head.readable {
+            let acknowledges = head.ack.is_some();
+            if acknowledges && head.readable && self.finish_cookie(listener, ends, datagram, now)? {
                 return Ok(Fed::Cookie);
             }
             // RFC 9293, section 3.10.7.2: a listener answers an acknowledgement with a reset, and nothing else but a SYN.
             return Err(if acknowledges { DropReason::NoConnection } else { DropReason::LocalMalformed });
         }
-        self.accept(ends, datagram, None, now)
+        self.accept(ends, (&head, datagram), None, now)
     }
 
     /// Opens a connection for a SYN. `floor`: its numbers start behind this one.
-    fn accept(&mut self, ends: Ends, datagram: Vec<u8>, floor: Option<Seq>, now: Instant) -> Result<Fed, DropReason> {
+    fn accept(
+        &mut self,
+        ends: Ends,
+        (head, datagram): (&Head, &mut [u8]),
+        floor: Option<Seq>,
+        now: Instant,
+    ) -> Result<Fed, DropReason> {
         let Some(id) = self.listener(ends.local) else { return Err(DropReason::NoConnection) };
         let Some(listener) = self.listeners.get(&id).filter(|listener| listener.has_place()) else {
             return Err(DropReason::LocalBacklogFull);
@@ -205,7 +219,7 @@ impl Connections {
         connection.listener = Some(id);
         let endpoint = IpListenEndpoint { addr: Some(ends.local.ip().into()), port: ends.local.port() };
         connection.socket().listen(endpoint).map_err(|_| DropReason::LocalMalformed)?;
-        connection.feed(datagram, &mut self.wire, &mut self.out, now)?;
+        connection.feed(head, datagram, (&mut self.wire, &mut self.scratch), &mut self.out, now)?;
         if connection.state() == State::Listen {
             return Err(DropReason::LocalMalformed);
         }
@@ -223,25 +237,55 @@ impl Connections {
         // As Linux numbers the successor of a connection in TIME-WAIT.
         let behind = floor.map(|floor| floor.plus(65_537)).filter(|least| iss.is_before(*least));
         let clock = self.keys.choose_for(&subject(ends, CLOCK));
-        let window = options.opening_window(self.wire.mss(ends.local.ip()));
-        Shim::new(behind.unwrap_or(iss), low(clock), window)
+        Shim::new(behind.unwrap_or(iss), low(clock), options.opening(self.wire.mss(ends.local.ip())))
     }
 
     /// Lets a connection send and its service act, and sees to what has become of it.
     fn serve(&mut self, slot: usize, now: Instant) {
-        let Self { wire, out, live, .. } = self;
+        let Self { wire, out, live, scratch, .. } = self;
         let Some(connection) = live.get_mut(slot) else { return };
         if connection.owner == Owner::Echo {
+            let waiting = connection.socket().recv_queue();
+            if let Some(rings) = connection.rings_to_write(waiting) {
+                connection.flush(wire, out, now);
+                scratch.change_rings(connection, rings, now);
+            }
             connection.echo();
         }
         connection.flush(wire, out, now);
         self.see_to(slot);
     }
 
+    /// Notes that a connection has something to answer: it is served once, when the burst is over.
+    fn touch(&mut self, slot: usize) {
+        if let Some(connection) = self.live.get_mut(slot)
+            && !core::mem::replace(&mut connection.touched, true)
+        {
+            self.touched.push(slot);
+        }
+    }
+
+    /// Whether connections have something to answer.
+    pub(super) fn has_touched(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
+    /// Serves the connections that a burst has given something.
+    pub(super) fn serve_touched(&mut self, now: Instant) {
+        let mut touched = core::mem::take(&mut self.touched);
+        for slot in touched.drain(..) {
+            if self.live.get(slot).is_some_and(|connection| connection.touched) {
+                self.serve(slot, now);
+            }
+        }
+        // Its room is used again.
+        self.touched = touched;
+    }
+
     /// Sees to what has become of a connection.
     fn see_to(&mut self, slot: usize) {
         let Some(connection) = self.live.get_mut(slot) else { return };
-        let (state, stream) = (connection.state(), connection.stream);
+        let (state, stream) = (connection.socket().state(), connection.stream);
         if let Some(id) = connection.listener.filter(|_| state != State::SynReceived) {
             connection.listener = None;
             self.announce(id, stream, state);
@@ -304,6 +348,15 @@ impl Connections {
         slot
     }
 
+    /// As [`Connections::find`], for one segment of a burst after the other.
+    fn find_again(&mut self, ends: &Ends) -> Option<usize> {
+        let is_last = self.live.get(self.last).is_some_and(|connection| connection.ends == *ends && connection.filed);
+        if !is_last {
+            self.last = self.find(ends)?;
+        }
+        Some(self.last)
+    }
+
     fn find(&self, ends: &Ends) -> Option<usize> {
         let is_it = |slot: &usize| self.live.get(*slot).is_some_and(|connection| connection.ends == *ends);
         self.index.find(filed(&self.keys, ends), is_it).copied()
@@ -315,6 +368,7 @@ impl Connections {
         if let Some(queued) = connection.queued.take() {
             self.timers.remove(&(queued, connection.stream));
         }
+        connection.filed = false;
         if let Ok(entry) = self.index.find_entry(filed(&self.keys, &connection.ends), |found| *found == slot) {
             entry.remove();
         }
@@ -328,7 +382,9 @@ impl Connections {
         }
     }
 
+    /// Runs the timers, and serves whoever has something to answer.
     pub(super) fn poll(&mut self, now: Instant) {
+        self.serve_touched(now);
         while let Some((due, stream)) = self.timers.first().copied().filter(|(due, _)| *due <= now) {
             self.timers.remove(&(due, stream));
             let Some(slot) = self.ids.get(&stream).copied() else { continue };
@@ -339,14 +395,15 @@ impl Connections {
             } else if connection.lose_patience(now) {
                 self.see_to(slot);
             } else {
-                connection.send_again(&self.wire, &mut self.out, now);
+                connection.send_again(&mut self.out, now);
+                connection.give_back(&mut self.scratch, now);
                 self.serve(slot, now);
             }
         }
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.timers.first().map(|(due, _)| *due)
+        if self.has_touched() { Some(Instant::ZERO) } else { self.timers.first().map(|(due, _)| *due) }
     }
 
     /// Queues a connection for its deadline, unless it is queued for an earlier time already.
@@ -378,24 +435,29 @@ impl core::fmt::Debug for Connections {
 
 impl Connection {
     /// If this connection is in TIME-WAIT and a SYN starts its successor: the number behind our last one.
-    fn succeeded_by(&mut self, datagram: &[u8]) -> Option<Seq> {
-        let syn = Head::read(datagram)?;
+    fn succeeded_by(&mut self, syn: &Head) -> Option<Seq> {
         let socket = self.socket();
         let (state, unread) = (socket.state(), socket.recv_queue());
         let rcv_nxt = self.rcv_nxt(state, unread);
-        (state == State::TimeWait && self.shim.is_successor(&syn, rcv_nxt)).then_some(self.shim.nxt)
+        (state == State::TimeWait && self.shim.is_successor(syn, rcv_nxt)).then_some(self.shim.nxt)
     }
 }
 
 impl Local {
-    /// Gives a segment to its connection or to a listener.
-    pub(crate) fn feed_segment(
-        &mut self,
-        segment: Segment,
-        datagram: Vec<u8>,
-        now: Instant,
-    ) -> Result<Fed, DropReason> {
-        self.tcp.feed(segment, datagram, now)
+    /// Gives a segment to its connection or to a listener: a datagram whose IP header has no options or extensions. What takes
+    /// it writes in it; with an error it is as it was.
+    pub(crate) fn feed_segment(&mut self, ends: Ends, datagram: &mut [u8], now: Instant) -> Result<Fed, DropReason> {
+        self.tcp.feed(ends, datagram, now)
+    }
+
+    /// Whether connections have something to answer to the burst that has come.
+    pub(crate) fn has_touched(&self) -> bool {
+        self.tcp.has_touched()
+    }
+
+    /// Lets them answer.
+    pub(crate) fn serve_touched(&mut self, now: Instant) {
+        self.tcp.serve_touched(now);
     }
 }
 

@@ -5,6 +5,8 @@ use core::time::Duration;
 use hibernet_snapshot::{Invalid, Snapshot};
 use smoltcp::socket::tcp::CongestionControl;
 
+use super::shim::Opening;
+
 /// Settings of one TCP stream. Buffers and congestion control are fixed when it opens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Snapshot)]
 #[snapshot(validate = StreamOptions::check)]
@@ -118,7 +120,7 @@ impl StreamOptions {
     }
 
     /// The window of a SYN, which is never scaled: whole segments, as Linux offers.
-    pub(super) fn opening_window(&self, mss: u16) -> u16 {
+    fn opening_window(&self, mss: u16) -> u16 {
         let most = u16::try_from(self.receive_buffer).unwrap_or(u16::MAX);
         match most.checked_rem(mss) {
             Some(rest) if mss <= most => most.saturating_sub(rest),
@@ -126,8 +128,13 @@ impl StreamOptions {
         }
     }
 
+    /// What the SYN of such a stream says.
+    pub(super) fn opening(&self, mss: u16) -> Opening {
+        Opening { mss, window: self.opening_window(mss), shift: self.shift(mss) }
+    }
+
     /// The shift of windows on such a link (RFC 7323, section 2.3), as smoltcp has it: from the size of the buffer alone.
-    pub(super) fn shift(&self, mss: u16) -> u8 {
+    fn shift(&self, mss: u16) -> u8 {
         let bits = u32::BITS.saturating_sub(self.room(mss).leading_zeros());
         u8::try_from(bits.saturating_sub(16)).unwrap_or(0)
     }

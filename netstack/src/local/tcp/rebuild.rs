@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use hibernet_snapshot::{Entropy, Instant, Redraw};
+use hibernet_snapshot::Instant;
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::{IpListenEndpoint, TcpControl, TcpRepr, TcpTimestampRepr};
 
@@ -14,6 +14,7 @@ use super::connection::{Connection, Wait};
 use super::cookie::Cookies;
 use super::image::{ListenerImage, StreamImage, StreamReset, TcpSection, length};
 use super::listener::Listener;
+use super::rings::Rings;
 use super::segment::{self, Head, Offers};
 use super::seq::Seq;
 use super::shim::{Clock, EMPTY, Shim, number};
@@ -32,7 +33,7 @@ pub(crate) struct Rebuilt {
 impl Connections {
     /// Takes listeners and connections from an image. A connection that cannot be led to its saved state is left out, and its
     /// peer is to be reset.
-    pub(crate) fn restore(&mut self, section: TcpSection, entropy: &mut Entropy, now: Instant) -> Rebuilt {
+    pub(crate) fn restore(&mut self, section: TcpSection, now: Instant) -> Rebuilt {
         let TcpSection { next_stream, next_listener, listeners, streams, ended, cookies } = section;
         self.next_stream = next_stream;
         self.next_listener = next_listener;
@@ -50,10 +51,9 @@ impl Connections {
             Cookies::default()
         };
         let mut rebuilt = Rebuilt { cookies_lost: self.cookies.in_flight(now), ..Rebuilt::default() };
-        let mut scratch = Scratch::new(self.wire.device.mtu(), entropy, now);
         for (id, image) in streams {
             let stream = TcpStream(id);
-            let outcome = match scratch.rebuild_in_time(stream, &image) {
+            let outcome = match self.scratch.rebuild_in_time(stream, &image, None, now) {
                 Ok(connection) => {
                     self.adopt(connection);
                     StreamOutcome::Kept
@@ -91,6 +91,8 @@ pub(super) struct Scratch {
     wire: Wire,
     /// Largest datagram of the links, which set the window of a SYN.
     mtu: usize,
+    /// Rings that are asked for.
+    rings: Option<Rings>,
     now: Instant,
     /// smoltcp's time there.
     at: smoltcp::time::Instant,
@@ -107,12 +109,21 @@ struct Led {
 }
 
 impl Scratch {
-    pub(super) fn new(mtu: usize, entropy: &mut Entropy, now: Instant) -> Self {
-        let seed = hibernet_conntrack::WireChoices::redraw(entropy).fixed([SCRATCH_SEED, 0]);
-        Self { wire: Wire::new(ANY_DATAGRAM, seed), mtu, now, at: clock(now), unsent: VecDeque::new() }
+    /// `seed` is secret: smoltcp's numbers follow from it. `mtu` is that of the links.
+    pub(super) fn new(mtu: usize, seed: u64) -> Self {
+        let (now, at) = (Instant::ZERO, smoltcp::time::Instant::ZERO);
+        Self { wire: Wire::new(mtu, seed), mtu, now, at, rings: None, unsent: VecDeque::new() }
     }
 
-    /// A socket whose timer has as long to run as the saved one's.
+    /// Leads a connection into a socket with other rings. One that cannot be led there keeps what it has.
+    pub(super) fn change_rings(&mut self, connection: &mut Connection, rings: Rings, now: Instant) {
+        let image = connection.image(now);
+        if let Ok(other) = self.rebuild_in_time(connection.stream, &image, Some(rings), now) {
+            connection.take_socket(other);
+        }
+    }
+
+    /// A socket whose timer has as long to run as the saved one's, with the smallest rings for what it holds, or with others.
     ///
     /// Timers start while the handshake is replayed. How long they run shows when that has been done; so it is done again, so
     /// much sooner or later that they end when they should.
@@ -120,8 +131,10 @@ impl Scratch {
         &mut self,
         stream: TcpStream,
         image: &StreamImage,
+        rings: Option<Rings>,
+        now: Instant,
     ) -> Result<Connection, RebuildFault> {
-        self.at = clock(self.now);
+        (self.now, self.at, self.rings) = (now, clock(now), rings);
         let connection = self.rebuild(stream, image)?;
         if !image.has_timer() {
             return Ok(connection);
@@ -147,9 +160,8 @@ impl Scratch {
         };
         self.check(&mut led, image)?;
         let Led { mut connection, window, .. } = led;
-        let shift = connection.shift;
         let una = connection.una(image.state.into());
-        connection.shim.resume(Seq(image.nxt), image.rcv_nxt(), window, shift, una);
+        connection.shim.resume(Seq(image.nxt), image.rcv_nxt(), window, una);
         connection.apply_options();
         connection.due = match (image.state, image.unread.is_empty()) {
             (StreamState::Closed, _) | (StreamState::TimeWait, false) => None,
@@ -167,14 +179,14 @@ impl Scratch {
     fn syn_received(&mut self, stream: TcpStream, image: &StreamImage) -> Result<Led, RebuildFault> {
         let Ends { local, .. } = image.ends();
         let mut led = if image.listener.is_some() {
-            let mut connection = new(stream, image, self.mtu, self.now);
+            let mut connection = self.begin(stream, image);
             let endpoint = IpListenEndpoint { addr: Some(local.ip().into()), port: local.port() };
             connection.socket().listen(endpoint).map_err(|_| RebuildFault::State)?;
             Led { connection, first: Seq(0), window: 0 }
         } else {
             self.connect(stream, image)?
         };
-        self.say(&mut led, image, TcpRepr { control: TcpControl::Syn, ..opening(image) });
+        self.say(&mut led, image, TcpRepr { control: TcpControl::Syn, ..self.opening(image) });
         let syn_ack = self.hear(&mut led).ok_or(RebuildFault::Numbers)?;
         led.first = syn_ack.seq.plus(1);
         led.connection.shim.align(Seq(image.iss), syn_ack.seq);
@@ -187,7 +199,7 @@ impl Scratch {
         use StreamState::{CloseWait, Closed, Closing, FinWait2, LastAck, TimeWait};
         let mut led = self.connect(stream, image)?;
         let first = led.first;
-        let syn_ack = TcpRepr { control: TcpControl::Syn, ack_number: Some(number(first)), ..opening(image) };
+        let syn_ack = TcpRepr { control: TcpControl::Syn, ack_number: Some(number(first)), ..self.opening(image) };
         self.say(&mut led, image, TcpRepr { window_len: u16::MAX, ..syn_ack });
         self.hear(&mut led).ok_or(RebuildFault::State)?;
         let mut at = Seq(image.start);
@@ -239,7 +251,7 @@ impl Scratch {
 
     /// A socket that has sent its SYN.
     fn connect(&mut self, stream: TcpStream, image: &StreamImage) -> Result<Led, RebuildFault> {
-        let mut connection = new(stream, image, self.mtu, self.now);
+        let mut connection = self.begin(stream, image);
         let Ends { local, remote } = image.ends();
         let context = self.wire.interface.context();
         connection.socket().connect(context, remote, local).map_err(|_| RebuildFault::State)?;
@@ -282,6 +294,14 @@ impl Scratch {
         Ok(())
     }
 
+    fn opening(&self, image: &StreamImage) -> TcpRepr<'static> {
+        opening(image, segment::mss(self.mtu, image.local.0))
+    }
+
+    fn begin(&self, stream: TcpStream, image: &StreamImage) -> Connection {
+        new(stream, image, self.mtu, self.rings, self.now)
+    }
+
     fn say(&mut self, led: &mut Led, image: &StreamImage, repr: TcpRepr<'_>) {
         self.say_at(led, image, repr, self.at);
     }
@@ -289,7 +309,7 @@ impl Scratch {
     fn say_at(&mut self, led: &mut Led, image: &StreamImage, repr: TcpRepr<'_>, at: smoltcp::time::Instant) {
         let Ends { local, remote } = image.ends();
         if let Some(datagram) = segment::build(remote, local, &repr) {
-            self.wire.feed_at(datagram, led.connection.sockets(), at);
+            self.wire.feed_at(&datagram, led.connection.sockets(), at);
         }
         while let Some(head) = self.take_sent(led) {
             self.unsent.push_back(head);
@@ -308,7 +328,7 @@ impl Scratch {
     }
 
     fn take_sent(&mut self, led: &mut Led) -> Option<Head> {
-        let head = Head::read(&self.wire.device.take_sent()?)?;
+        let head = Head::read(&self.wire.device.take_sent()?.datagram)?;
         if head.ack.is_some() {
             led.window = head.window;
         }
@@ -329,17 +349,20 @@ impl Led {
 }
 
 /// A connection as saved, with a socket that is still closed.
-fn new(stream: TcpStream, image: &StreamImage, mtu: usize, now: Instant) -> Connection {
+fn new(stream: TcpStream, image: &StreamImage, mtu: usize, rings: Option<Rings>, now: Instant) -> Connection {
     let until = |left: u64| now.saturating_add(core::time::Duration::from_micros(left));
     let mss = segment::mss(mtu, image.local.0);
-    let mut shim = Shim::new(Seq(image.iss), 0, image.options.opening_window(mss));
+    let mut shim = Shim::new(Seq(image.iss), 0, image.options.opening(mss));
     shim.offers = Offers { mss: image.peer_mss, scale: image.peer_scale, sack: image.peer_sack };
     shim.peer_window = image.peer_window;
     shim.clock = image.clock.map(|clock| {
         let from_zero = Clock { offset: 0, recent: clock.recent, recent_until: until(clock.recent_for) };
         Clock { offset: clock.value.wrapping_sub(from_zero.at(now)), ..from_zero }
     });
-    let mut connection = Connection::new(stream, image.ends(), image.owner.into(), image.options, mss, shim);
+    let full = Rings::full(&image.options, mss);
+    let rings = rings.unwrap_or_else(|| Rings::holding(full, image.unread.len(), image.unacked.len()));
+    let (ends, owner) = (image.ends(), image.owner.into());
+    let mut connection = Connection::with_rings(stream, ends, owner, image.options, (full, rings), shim);
     connection.listener = image.listener.map(TcpListener);
     connection.base = Seq(image.base);
     connection.start = Seq(image.start);
@@ -348,12 +371,13 @@ fn new(stream: TcpStream, image: &StreamImage, mtu: usize, now: Instant) -> Conn
     connection
 }
 
-/// The peer's SYN as it was, but for its number: that of the byte before the first unread one.
-fn opening(image: &StreamImage) -> TcpRepr<'static> {
+/// The peer's SYN as it was, but for its number, that of the byte before the first unread one, and a segment size that is no
+/// larger than `own`.
+fn opening(image: &StreamImage, own: u16) -> TcpRepr<'static> {
     TcpRepr {
         seq_number: number(Seq(image.start).minus(1)),
         window_len: image.peer_window,
-        max_seg_size: image.peer_mss,
+        max_seg_size: image.peer_mss.map(|mss| mss.min(own)),
         window_scale: image.peer_scale,
         sack_permitted: image.peer_sack,
         timestamp: image.clock.and_then(|clock| clock.recent).map(|recent| TcpTimestampRepr::new(recent, 0)),
@@ -366,6 +390,4 @@ const PIECE: usize = 32_768;
 /// Further than any window.
 const FAR: u32 = 1 << 30;
 /// What the seed of the scratch interface is drawn for.
-const SCRATCH_SEED: u64 = 0x7365_6564_7372_6373;
-/// No link: datagrams may be as long as IP allows.
-const ANY_DATAGRAM: usize = 65_535;
+pub(super) const SCRATCH_SEED: u64 = 0x7365_6564_7372_6373;

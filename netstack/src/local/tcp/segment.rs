@@ -31,10 +31,14 @@ pub(super) struct Head {
     pub(super) data: u32,
     pub(super) offers: Offers,
     pub(super) timestamps: Option<Timestamps>,
+    /// Whether ports, flags and options are such that smoltcp can read them: it would drop the segment in silence.
+    pub(super) readable: bool,
     /// Where the timestamps option's values start.
     timestamps_at: usize,
     /// Where the blocks of selective acknowledgement start and end.
     sack_at: (usize, usize),
+    /// Where the values of the options of a SYN stand: segment size, window scale.
+    offers_at: [Option<usize>; 2],
 }
 
 /// What a SYN offers (RFC 9293, RFC 7323, RFC 2018).
@@ -57,24 +61,34 @@ impl Head {
     pub(super) fn read(datagram: &[u8]) -> Option<Self> {
         let at = header_len(datagram);
         let l4 = datagram.get(at..)?;
-        let [offset, flags] = *l4.get(OFFSET..)?.first_chunk::<2>()?;
-        let header_len = usize::from(offset >> 4).checked_mul(4)?;
-        let data = l4.get(header_len..)?.len();
+        let fixed: &[u8; FIXED] = l4.first_chunk()?;
+        let [s1, s0, d1, d0, q3, q2, q1, q0, a3, a2, a1, a0, offset, flags, w1, w0, ..] = *fixed;
+        let header_len = usize::from(offset >> 4).checked_mul(4).filter(|len| *len >= FIXED)?;
+        let data = l4.len().checked_sub(header_len)?;
+        let ends_or_opens = flags & (SYN | FIN | RST);
         let mut head = Self {
-            seq: Seq(u32_at(l4, SEQ)?),
-            ack: (flags & ACK != 0).then_some(Seq(u32_at(l4, ACKNOWLEDGEMENT)?)),
+            seq: Seq(u32::from_be_bytes([q3, q2, q1, q0])),
+            ack: (flags & ACK != 0).then_some(Seq(u32::from_be_bytes([a3, a2, a1, a0]))),
             syn: flags & SYN != 0,
             fin: flags & FIN != 0,
             rst: flags & RST != 0,
-            window: u16_at(l4, WINDOW)?,
+            window: u16::from_be_bytes([w1, w0]),
             data: u32::try_from(data).ok()?,
             offers: Offers::default(),
             timestamps: None,
+            readable: [s1, s0] != [0, 0] && [d1, d0] != [0, 0] && ends_or_opens.count_ones() <= 1,
             timestamps_at: 0,
             sack_at: (0, 0),
+            offers_at: [None; 2],
         };
-        head.read_options(datagram, at.checked_add(FIXED)?, at.checked_add(header_len)?);
+        let is_sound = head.read_options(datagram, at.checked_add(FIXED)?, at.checked_add(header_len)?);
+        head.readable &= is_sound.is_some();
         Some(head)
+    }
+
+    /// Whether the segment opens a connection.
+    pub(super) const fn opens(&self) -> bool {
+        self.syn && self.ack.is_none() && !self.rst
     }
 
     /// Sequence numbers the segment takes: data, SYN and FIN.
@@ -87,32 +101,41 @@ impl Head {
         self.seq.plus(self.len())
     }
 
-    fn read_options(&mut self, datagram: &[u8], mut at: usize, end: usize) {
+    /// `None` from an option on that cannot be read.
+    fn read_options(&mut self, datagram: &[u8], mut at: usize, end: usize) -> Option<()> {
         while let Some([kind, rest @ ..]) = datagram.get(at..end) {
             if *kind == END {
-                return;
+                return Some(());
             }
             if *kind == NO_OPERATION {
                 at = at.saturating_add(1);
                 continue;
             }
-            let Some(len) = rest.first().map(|len| usize::from(*len)).filter(|len| *len >= 2) else { return };
+            let len = rest.first().map(|len| usize::from(*len)).filter(|len| *len >= 2)?;
             let (value_at, next) = (at.saturating_add(2), at.saturating_add(len));
-            let Some(value) = datagram.get(value_at..next.min(end)).filter(|_| next <= end) else { return };
+            let value = datagram.get(value_at..next.min(end)).filter(|_| next <= end)?;
             match (*kind, value) {
-                (MSS, [high, low]) => self.offers.mss = Some(u16::from_be_bytes([*high, *low])),
-                (SCALE, [shift]) => self.offers.scale = Some((*shift).min(MOST_SCALE)),
+                (MSS, [high, low]) => {
+                    self.offers.mss = Some(u16::from_be_bytes([*high, *low]));
+                    self.offers_at = [Some(value_at), self.offers_at[1]];
+                }
+                (SCALE, [shift]) => {
+                    self.offers.scale = Some((*shift).min(MOST_SCALE));
+                    self.offers_at = [self.offers_at[0], Some(value_at)];
+                }
                 (SACK_PERMITTED, []) => self.offers.sack = true,
-                (SACK, blocks) if blocks.len() % 8 == 0 => self.sack_at = (value_at, next),
+                (SACK, blocks) if blocks.len() >= 8 && blocks.len() % 8 == 0 => self.sack_at = (value_at, next),
                 (TIMESTAMPS, [v3, v2, v1, v0, e3, e2, e1, e0]) => {
                     let value = u32::from_be_bytes([*v3, *v2, *v1, *v0]);
                     self.timestamps = Some(Timestamps { value, echo: u32::from_be_bytes([*e3, *e2, *e1, *e0]) });
                     self.timestamps_at = value_at;
                 }
+                (MSS | SCALE | SACK_PERMITTED | SACK, _) => return None,
                 _ => {}
             }
             at = next;
         }
+        Some(())
     }
 }
 
@@ -131,6 +154,20 @@ pub(super) fn set_window(datagram: &mut [u8], window: u16) {
     put(datagram, header_len(datagram).saturating_add(WINDOW), &window.to_be_bytes());
 }
 
+/// Writes the segment size of a SYN that offers one.
+pub(super) fn set_mss(datagram: &mut [u8], head: &Head, mss: u16) {
+    if let [Some(at), _] = head.offers_at {
+        put(datagram, at, &mss.to_be_bytes());
+    }
+}
+
+/// Writes the window scale of a SYN that offers one.
+pub(super) fn set_scale(datagram: &mut [u8], head: &Head, scale: u8) {
+    if let [_, Some(at)] = head.offers_at {
+        put(datagram, at, &[scale]);
+    }
+}
+
 /// Writes into the timestamps option of a segment that has one.
 pub(super) fn set_timestamps(datagram: &mut [u8], head: &Head, timestamps: Timestamps) {
     if head.timestamps.is_some() {
@@ -144,14 +181,6 @@ pub(super) fn shift_sack(datagram: &mut [u8], head: &Head, offset: u32) {
     let (start, end) = head.sack_at;
     for edge in datagram.get_mut(start..end).unwrap_or_default().as_chunks_mut::<4>().0 {
         *edge = u32::from_be_bytes(*edge).wrapping_sub(offset).to_be_bytes();
-    }
-}
-
-/// Makes the segment's checksum right.
-pub(super) fn fill_checksum(datagram: &mut [u8], ends: &Ends) {
-    let at = header_len(datagram);
-    if let Some(Ok(mut segment)) = datagram.get_mut(at..).map(TcpPacket::new_checked) {
-        segment.fill_checksum(&ends.local.ip().into(), &ends.remote.ip().into());
     }
 }
 
@@ -175,14 +204,6 @@ fn header_len(datagram: &[u8]) -> usize {
     if datagram.first().is_some_and(|first| first >> 4 == 6) { V6_HEADER } else { V4_HEADER }
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk().map(|field| u16::from_be_bytes(*field))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk().map(|field| u32::from_be_bytes(*field))
-}
-
 fn put<const N: usize>(bytes: &mut [u8], at: usize, value: &[u8; N]) {
     if let Some(field) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<N>()) {
         *field = *value;
@@ -200,7 +221,6 @@ pub(super) fn words(addr: IpAddr) -> [u64; 2] {
 
 const SEQ: usize = 4;
 const ACKNOWLEDGEMENT: usize = 8;
-const OFFSET: usize = 12;
 const WINDOW: usize = 14;
 const FIXED: usize = 20;
 const FIN: u8 = 0x01;

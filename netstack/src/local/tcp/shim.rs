@@ -25,8 +25,10 @@ pub(super) struct Shim {
     pub(super) iss: Seq,
     /// What is added to smoltcp's numbers; unknown until its SYN was seen.
     offset: Option<u32>,
-    /// The window of our SYN.
-    opening_window: u16,
+    /// What our SYN says.
+    opening: Opening,
+    /// The window of the socket's own, smaller receive ring.
+    ring: Ring,
     /// SND.NXT: behind the last byte, SYN or FIN that was ever sent.
     pub(super) nxt: Seq,
     /// While lost data is sent again (RFC 6582): SND.NXT when that began, and behind what has been sent again.
@@ -48,6 +50,28 @@ pub(super) struct Shim {
     /// Timestamps, where both ends use them.
     pub(super) clock: Option<Clock>,
     challenges: Challenges,
+}
+
+/// What our SYN says in place of what smoltcp would.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Opening {
+    /// The largest segment that fits the links.
+    pub(super) mss: u16,
+    /// The window, which is never scaled there.
+    pub(super) window: u16,
+    /// By what later windows are shifted, if the peer agrees.
+    pub(super) shift: u8,
+}
+
+/// The socket's receive ring, which may be smaller than what the peer is offered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Ring {
+    /// By what the socket shifts its windows.
+    pub(super) shift: u8,
+    /// Bytes that the peer is offered beyond the ring.
+    pub(super) promised: u32,
+    /// The right edge of the window as the socket knows it.
+    pub(super) edge: Seq,
 }
 
 /// The timestamps of one connection.
@@ -92,11 +116,12 @@ struct Challenges {
 
 impl Shim {
     /// The view of a connection whose SYN has not been sent. `clock_offset` is what its timestamps count from.
-    pub(super) fn new(iss: Seq, clock_offset: u32, opening_window: u16) -> Self {
+    pub(super) fn new(iss: Seq, clock_offset: u32, opening: Opening) -> Self {
         Self {
             iss,
             offset: None,
-            opening_window,
+            opening,
+            ring: Ring::default(),
             nxt: iss,
             recovery: None,
             acked: Seq(0),
@@ -111,10 +136,10 @@ impl Shim {
         }
     }
 
-    /// The peer's SYN has been taken. `shift` is what our windows would be shifted by.
-    pub(super) fn meet(&mut self, syn: &Head, shift: u8, now: Instant) {
+    /// The peer's SYN has been taken.
+    pub(super) fn meet(&mut self, syn: &Head, now: Instant) {
         self.offers = syn.offers;
-        self.shift = if syn.offers.scale.is_some() { shift } else { 0 };
+        self.shift = if syn.offers.scale.is_some() { self.opening.shift } else { 0 };
         self.peer_window = syn.window;
         self.widest = u32::from(syn.window);
         self.set_by = (syn.seq, syn.ack.unwrap_or(self.iss));
@@ -134,31 +159,72 @@ impl Shim {
         wire.minus(self.offset.unwrap_or(0))
     }
 
-    /// Restores what [`Shim::acked`] and the window were for a connection that has acknowledged all it has received.
-    pub(super) fn resume(&mut self, nxt: Seq, acked: Seq, window: u16, shift: u8, una: Seq) {
+    /// Restores what [`Shim::acked`] and the window were for a connection that has acknowledged all it has received. `window`
+    /// is the socket's.
+    pub(super) fn resume(&mut self, nxt: Seq, acked: Seq, window: u16, una: Seq) {
         self.nxt = nxt;
         self.acked = acked;
-        self.window = window;
-        self.shift = if self.offers.scale.is_some() { shift } else { 0 };
+        self.shift = if self.offers.scale.is_some() { self.opening.shift } else { 0 };
+        self.ring.edge = acked.plus(u32::from(window) << self.ring_shift());
+        self.window = self.outward_window(window);
         self.set_by = (acked, una);
         self.widest = self.scaled(self.peer_window);
     }
 
-    /// Writes the wire's numbers into what the socket sends.
-    pub(super) fn send(&mut self, datagram: &mut [u8], ends: &Ends, now: Instant) {
-        let Some(head) = Head::read(datagram) else { return };
+    /// The socket has another receive ring.
+    pub(super) const fn set_ring(&mut self, shift: u8, promised: u32) {
+        self.ring = Ring { shift, promised, ..self.ring };
+    }
+
+    /// Takes the place of the socket that was there: `by` is the view of the new one.
+    pub(super) const fn take_socket(&mut self, by: &Self) {
+        self.offset = by.offset;
+        self.ring = by.ring;
+    }
+
+    /// Whether a segment is in the window, but not for the socket's ring: something is missing before it, or it is too long.
+    pub(super) fn exceeds_ring(&self, head: &Head, rcv_nxt: Seq) -> bool {
+        let in_window = rcv_nxt.is_before(head.end()) && head.seq.is_before(self.edge());
+        in_window && (rcv_nxt.is_before(head.seq) || self.ring.edge.is_before(head.end()))
+    }
+
+    /// Whether what the socket sends tells of nothing but room in a ring that is smaller than what was offered.
+    pub(super) fn is_idle_update(&self, head: &Head) -> bool {
+        self.ring.promised > 0 && head.len() == 0 && !head.rst && head.ack == Some(self.acked)
+    }
+
+    /// What is sent of a window of the socket's.
+    fn outward_window(&self, window: u16) -> u16 {
+        let bytes = (u32::from(window) << self.ring_shift()).saturating_add(self.ring.promised);
+        u16::try_from(bytes >> self.shift).unwrap_or(u16::MAX)
+    }
+
+    /// A peer that scales no windows is sent none that is.
+    const fn ring_shift(&self) -> u8 {
+        if self.offers.scale.is_some() { self.ring.shift } else { 0 }
+    }
+
+    /// Writes the wire's numbers into what the socket sends; the checksum is left to whoever takes it to a link. True if it
+    /// has been sent before.
+    pub(super) fn send(&mut self, datagram: &mut [u8], head: &Head, now: Instant) -> bool {
         if head.syn && self.offset.is_none() {
             self.align(self.iss, head.seq);
         }
         let seq = head.seq.plus(self.offset.unwrap_or(0));
         segment::set_seq(datagram, seq);
-        let window = if head.syn { self.opening_window } else { head.window };
+        let Opening { mss, window, shift } = self.opening;
+        let window = if head.syn { window } else { self.outward_window(head.window) };
         segment::set_window(datagram, window);
-        if let Some(timestamps) = self.timestamps(head.ack.is_some(), now) {
-            segment::set_timestamps(datagram, &head, timestamps);
+        if head.syn {
+            segment::set_mss(datagram, head, mss);
+            segment::set_scale(datagram, head, shift);
         }
-        segment::fill_checksum(datagram, ends);
-        if head.data > 0 && seq.is_before(self.nxt) {
+        self.see_edge(head);
+        if let Some(timestamps) = self.timestamps(head.ack.is_some(), now) {
+            segment::set_timestamps(datagram, head, timestamps);
+        }
+        let is_repeat = head.data > 0 && seq.is_before(self.nxt);
+        if is_repeat {
             self.note_repeat(seq.plus(head.data));
         }
         if !head.rst {
@@ -168,6 +234,20 @@ impl Shim {
             self.acked = ack;
             self.window = window;
         }
+        is_repeat
+    }
+
+    /// Notes the window of what the socket sends.
+    pub(super) fn see_edge(&mut self, head: &Head) {
+        if let Some(ack) = head.ack {
+            self.ring.edge = ack.plus(u32::from(head.window) << if head.syn { 0 } else { self.ring_shift() });
+        }
+    }
+
+    /// How old the timestamp is that a segment sends back.
+    pub(super) fn echo_age(&self, head: &Head, now: Instant) -> Option<Duration> {
+        let age = self.clock?.at(now).wrapping_sub(head.timestamps?.echo);
+        Some(Duration::from_millis(age.into()))
     }
 
     /// Judges a segment for a connection that is past LISTEN and SYN-SENT. `una` is SND.UNA, `rcv_nxt` RCV.NXT.
@@ -198,7 +278,7 @@ impl Shim {
             return Admission::Challenge(DropReason::TcpUnacceptable);
         }
         let fits = |accepts: bool| accepts && head.end().since(self.acked) >= 0 && head.seq.since(edge) <= 0;
-        let bare_first = fits(!smoltcp_accepts(head, rcv_nxt, edge));
+        let bare_first = fits(!smoltcp_accepts(head, rcv_nxt, self.ring.edge));
         Admission::Take(self.passage(head, Some(ack.later(una)), bare_first))
     }
 
@@ -226,6 +306,12 @@ impl Shim {
         }
         segment::set_window(datagram, passage.window);
         segment::shift_sack(datagram, head, self.offset.unwrap_or(0));
+        if head.syn
+            && let Some(mss) = head.offers.mss
+        {
+            // smoltcp's device takes datagrams of any size: ours is the smaller of the two all the same.
+            segment::set_mss(datagram, head, mss.min(self.opening.mss));
+        }
     }
 
     /// The acknowledgement of a segment by itself, at RCV.NXT, where smoltcp looks at it. In the socket's numbers.
@@ -277,9 +363,9 @@ impl Shim {
     }
 
     /// Bytes of data that fit a segment to the peer.
-    pub(super) fn segment_room(&self, mss: u16) -> u32 {
+    pub(super) fn segment_room(&self) -> u32 {
         // RFC 9293, section 3.7.1: 536 where the peer has not said.
-        let most = self.offers.mss.filter(|mss| *mss > 0).unwrap_or(536).min(mss);
+        let most = self.offers.mss.filter(|mss| *mss > 0).unwrap_or(536).max(LEAST_MSS).min(self.opening.mss);
         u32::from(most).saturating_sub(if self.clock.is_some() { 12 } else { 0 }).max(1)
     }
 
@@ -306,12 +392,13 @@ impl Shim {
     }
 
     /// Our SYN-ACK once more, for a peer whose SYN has come again.
-    pub(super) fn syn_ack(&self, ends: &Ends, mss: u16, shift: u8, rcv_nxt: Seq, now: Instant) -> Option<Vec<u8>> {
+    pub(super) fn syn_ack(&self, ends: &Ends, rcv_nxt: Seq, now: Instant) -> Option<Vec<u8>> {
+        let Opening { mss, window, shift } = self.opening;
         let repr = TcpRepr {
             control: TcpControl::Syn,
             seq_number: number(self.iss),
             ack_number: Some(number(rcv_nxt)),
-            window_len: self.opening_window,
+            window_len: window,
             window_scale: self.offers.scale.map(|_| shift),
             max_seg_size: Some(mss),
             sack_permitted: self.offers.sack,
@@ -423,5 +510,7 @@ pub(super) const EMPTY: TcpRepr<'static> = TcpRepr {
 };
 /// RFC 7323, section 5.5.
 pub(super) const RECENT_FOR: Duration = Duration::from_secs(24 * 24 * 3600);
+/// As Linux has it (`tcp_min_snd_mss`), and smoltcp.
+const LEAST_MSS: u16 = 48;
 const MOST_CHALLENGES: u8 = 10;
 const CHALLENGE_PERIOD: Duration = Duration::from_secs(5);

@@ -2,6 +2,7 @@
 
 mod cookies;
 mod identity;
+mod rings;
 mod rules;
 mod simulation;
 

@@ -143,8 +143,7 @@ proptest! {
 }
 
 fn rebuilt(image: &StreamImage) -> Connection {
-    let mut scratch = Scratch::new(1500, &mut Entropy::from_test_seed(3), NOW);
-    scratch.rebuild_in_time(TcpStream(5), image).unwrap()
+    Scratch::new(1500, 3).rebuild_in_time(TcpStream(5), image, None, NOW).unwrap()
 }
 
 fn saved(connection: &mut Connection) -> StreamImage {
@@ -171,7 +170,7 @@ fn interrogate(connection: &mut Connection) -> Said {
     if matches!(state, State::SynSent | State::SynReceived | State::Closed) {
         return said;
     }
-    let mut wire = Wire::for_tcp(1500, 11);
+    let mut wire = Wire::new(1500, 11);
     let ends = connection.ends;
     connection.socket().set_nagle_enabled(false);
     let mut at = NOW;
@@ -183,10 +182,10 @@ fn interrogate(connection: &mut Connection) -> Said {
         let repr =
             TcpRepr { seq_number: number(rcv_nxt), ack_number: Some(number(ack)), window_len: u16::MAX, ..EMPTY };
         let datagram = segment::build(ends.remote, ends.local, &repr).unwrap();
-        wire.feed(datagram, connection.sockets(), at);
+        wire.feed(&datagram, connection.sockets(), at);
         wire.flush(connection.sockets(), at);
         while let Some(sent) = wire.device.take_sent() {
-            heard.push_back(sent);
+            heard.push_back(sent.datagram);
         }
     };
     say(connection, connection.shim.inward(connection.shim.nxt).plus(1 << 30), at, &mut heard);

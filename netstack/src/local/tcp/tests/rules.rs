@@ -13,21 +13,21 @@ use crate::local::tcp::shim::{EMPTY, number};
 use crate::{DropReason, ListenOptions, StreamError, StreamOptions, StreamState};
 
 /// A peer made of segments, and the stack it talks to.
-struct Talk {
-    stack: Stack,
-    peer: SocketAddr,
-    host: SocketAddr,
-    now: Instant,
-    stream: TcpStream,
+pub(super) struct Talk {
+    pub(super) stack: Stack,
+    pub(super) peer: SocketAddr,
+    pub(super) host: SocketAddr,
+    pub(super) now: Instant,
+    pub(super) stream: TcpStream,
     /// The peer's next number, and the host's.
-    seq: Seq,
-    ack: Seq,
+    pub(super) seq: Seq,
+    pub(super) ack: Seq,
     stamp: Option<u32>,
 }
 
 impl Talk {
     /// A connection that is open. With `stamp` both use timestamps.
-    fn open(v6: bool, stamp: Option<u32>, options: StreamOptions) -> Self {
+    pub(super) fn open(v6: bool, stamp: Option<u32>, options: StreamOptions) -> Self {
         let mut stack = far();
         let host = SocketAddr::new(far_addr(v6), 80);
         let peer: SocketAddr = if v6 { "[fd00::1]:5000" } else { "10.0.0.1:5000" }.parse().unwrap();
@@ -50,7 +50,7 @@ impl Talk {
     }
 
     /// Sends a segment; comes back with the answers.
-    fn say(&mut self, repr: TcpRepr<'_>, ack: Option<Seq>, seq: Seq) -> Vec<Head> {
+    pub(super) fn say(&mut self, repr: TcpRepr<'_>, ack: Option<Seq>, seq: Seq) -> Vec<Head> {
         let window_len = if repr.window_len == 0 { 65_535 } else { repr.window_len };
         let timestamp = repr.timestamp.or(self.stamp.map(|stamp| TcpTimestampRepr::new(stamp, 0)));
         let repr = TcpRepr { seq_number: number(seq), ack_number: ack.map(number), window_len, timestamp, ..repr };
@@ -60,7 +60,7 @@ impl Talk {
         self.answers()
     }
 
-    fn answers(&mut self) -> Vec<Head> {
+    pub(super) fn answers(&mut self) -> Vec<Head> {
         core::iter::from_fn(|| self.stack.egress()).map(|out| Head::read(&out.datagram).unwrap()).collect()
     }
 

@@ -1,7 +1,7 @@
-//! One value in one image: sealed, opened, restored, or refused with the reason.
+//! One value in one image: written, opened, restored, or refused with the reason.
 
 use hibernet_snapshot::image::{Header, Image, ImageWriter, Limits, Requirement, SectionId};
-use hibernet_snapshot::{Decoded, Entropy, GenerationId, Invalid, Secret, Snapshot, codec, seal};
+use hibernet_snapshot::{Decoded, Entropy, GenerationId, Invalid, Secret, Snapshot, codec, to_image};
 
 #[derive(Debug, Snapshot)]
 #[snapshot(validate = has_a_port)]
@@ -42,8 +42,8 @@ fn image(sections: &[(SectionId, u16, Requirement)]) -> Vec<u8> {
 }
 
 #[test]
-fn a_sealed_value_comes_back_with_another_secret() {
-    let image = seal(&table(&[80, 443]), "test 1", GENERATION).unwrap();
+fn a_written_value_comes_back_with_another_secret() {
+    let image = to_image(&table(&[80, 443]), "test 1", GENERATION).unwrap();
     let decoded = open(&image).unwrap();
     assert_eq!(decoded.header().generation, GENERATION);
     assert_eq!(decoded.saved().ports, [80, 443]);
@@ -54,20 +54,20 @@ fn a_sealed_value_comes_back_with_another_secret() {
 
 #[test]
 fn no_part_of_a_secret_is_in_the_image() {
-    let image = seal(&table(&[80]), "test 1", GENERATION).unwrap();
+    let image = to_image(&table(&[80]), "test 1", GENERATION).unwrap();
     assert!(!image.windows(8).any(|window| window == [0x5e; 8]));
 }
 
 #[test]
 fn saving_restoring_and_saving_again_gives_the_same_image() {
-    let first = seal(&table(&[80, 443]), "test 1", GENERATION).unwrap();
+    let first = to_image(&table(&[80, 443]), "test 1", GENERATION).unwrap();
     let restored = open(&first).unwrap().restore((), &mut Entropy::from_test_seed(1)).unwrap();
-    assert_eq!(seal(&restored, "test 1", GENERATION).unwrap(), first);
+    assert_eq!(to_image(&restored, "test 1", GENERATION).unwrap(), first);
 }
 
 #[test]
 fn an_image_of_another_schema_is_refused_by_both_fingerprints_and_its_writer() {
-    let image = seal(&7_u16, "other 2", GENERATION).unwrap();
+    let image = to_image(&7_u16, "other 2", GENERATION).unwrap();
     let (found, expected) = (u16::SCHEMA.fingerprint(), Table::SCHEMA.fingerprint());
     assert_eq!(
         open(&image).unwrap_err(),
@@ -92,7 +92,7 @@ fn a_section_that_is_missing_unknown_or_of_another_version_is_refused() {
 
 #[test]
 fn a_flipped_byte_anywhere_is_refused() {
-    let mut image = seal(&table(&[80, 443]), "test 1", GENERATION).unwrap();
+    let mut image = to_image(&table(&[80, 443]), "test 1", GENERATION).unwrap();
     for at in 0..image.len() {
         image[at] ^= 0x40;
         assert!(open(&image).is_err(), "byte {at}");
@@ -102,14 +102,14 @@ fn a_flipped_byte_anywhere_is_refused() {
 
 #[test]
 fn a_valid_image_of_an_invalid_value_is_refused_by_its_field() {
-    let image = seal(&table(&[]), "test 1", GENERATION).unwrap();
+    let image = to_image(&table(&[]), "test 1", GENERATION).unwrap();
     let refusal = open(&image).unwrap().restore((), &mut Entropy::from_test_seed(1)).unwrap_err();
     assert_eq!(refusal.to_string(), "not a valid state: ports: found none, expected one or more");
 }
 
 #[test]
 fn an_image_is_readable_without_the_codec() {
-    let image = seal(&table(&[80]), "test 1", GENERATION).unwrap();
+    let image = to_image(&table(&[80]), "test 1", GENERATION).unwrap();
     let image = Image::parse(&image, &Limits::default()).unwrap();
     assert_eq!(image.header().writer, "test 1");
     assert!(image.sections().map(|section| section.id).eq([VALUE]));
