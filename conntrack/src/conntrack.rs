@@ -22,7 +22,7 @@ use self::limits::{HalfOpen, half_open_flows};
 pub(crate) use self::limits::{half_open_allows, neighbour};
 pub use self::restore::{NotRestored, Validated};
 use self::restore::{no_events, source_mappings};
-pub use self::save::FrozenConntrack;
+pub use self::save::{FrozenConntrack, FrozenDelta, MergedFlows};
 pub(crate) use self::shard::Settings;
 use crate::attachment::{Attached, Attachment};
 use crate::canary::CanaryScan;

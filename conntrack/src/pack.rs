@@ -62,6 +62,11 @@ impl<'a> Reader<'a> {
         self.rest
     }
 
+    /// Leaves out bytes that were looked at otherwise.
+    pub(crate) fn skip(&mut self, bytes: usize) {
+        self.rest = self.rest.get(bytes..).unwrap_or_default();
+    }
+
     #[inline]
     pub(crate) fn bytes<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], Invalid> {
         let Some((bytes, rest)) = self.rest.split_first_chunk::<N>() else {

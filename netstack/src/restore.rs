@@ -19,8 +19,8 @@ use crate::ethernet::{CheckedNeighbours, NeighboursSection};
 use crate::event::EventQueue;
 use crate::fragments::{Defragmenter, FragmentsSection};
 use crate::image::{
-    CONNTRACK, DATAGRAMS, FLOWS, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, NEIGHBOURS, RULES,
-    RulesSection, SCHEMA, SECTION_VERSION, SECTIONS, STATS, TCP,
+    BASE, CONNTRACK, DATAGRAMS, DeltaBase, FLOWS, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection,
+    NEIGHBOURS, RULES, RulesSection, SCHEMA, SECTION_VERSION, SECTIONS, STATS, TCP,
 };
 use crate::link::Links;
 use crate::local::{Datagrams, DatagramsSection, Local, LocalLimits, LocalServices, StreamReset, TcpSection};
@@ -39,11 +39,13 @@ pub struct Decoded {
     links: <LinksSection as Snapshot>::Saved,
     local: <LocalServices as Snapshot>::Saved,
     stats: <Stats as Snapshot>::Saved,
-    conntrack: ConntrackSaved,
+    pub(crate) conntrack: ConntrackSaved,
     fragments: <FragmentsSection as Snapshot>::Saved,
     tcp: <TcpSection as Snapshot>::Saved,
     datagrams: <DatagramsSection as Snapshot>::Saved,
     neighbours: <NeighboursSection as Snapshot>::Saved,
+    /// Sections that a stack skips.
+    more: Vec<StoredSection>,
 }
 
 /// A state that passed every check. It has no keys, so nothing can be looked up in it.
@@ -154,6 +156,40 @@ pub enum RestoreError {
         /// What is wrong.
         error: CodecError,
     },
+    /// The image is a delta, and of no use without what it continues.
+    #[error(
+        "this is delta {number} to the image with SHA-256 {digest} (generation {generation}): give that first; written by \
+         {writer:?}",
+        number = base.number.saturating_add(1),
+        digest = base.digest,
+        generation = base.generation
+    )]
+    Delta {
+        /// What it continues.
+        base: DeltaBase,
+        /// Who wrote it.
+        writer: String,
+    },
+    /// A full image where a delta was expected.
+    #[error("this is a full image, expected a delta; written by {writer:?}")]
+    NotADelta {
+        /// Who wrote it.
+        writer: String,
+    },
+    /// A delta continues another image than the one before it: one is missing, or they are in another order.
+    #[error(
+        "this delta continues SHA-256 {} (generation {}, number {}), but before it comes {} (generation {}, number {}); \
+         written by {writer:?}",
+        found.digest, found.generation, found.number, expected.digest, expected.generation, expected.number
+    )]
+    WrongBase {
+        /// What it continues.
+        found: DeltaBase,
+        /// What came before it.
+        expected: DeltaBase,
+        /// Who wrote it.
+        writer: String,
+    },
     /// A value is out of range.
     #[error("section {section}: {invalid}")]
     Invalid {
@@ -187,11 +223,14 @@ impl Decoded {
         Self::of(StoredImage::read(input, limits)?, limits)
     }
 
-    fn of(mut image: StoredImage, limits: &Limits) -> Result<Self, RestoreError> {
+    pub(crate) fn of(mut image: StoredImage, limits: &Limits) -> Result<Self, RestoreError> {
         let header = image.header().clone();
         let (found, expected) = (header.schema, SCHEMA.fingerprint());
         if found != expected {
             return Err(RestoreError::Schema { found, expected, writer: header.writer });
+        }
+        if let Some(base) = base_of(&image)? {
+            return Err(RestoreError::Delta { base, writer: header.writer });
         }
         image.require_known(&SECTIONS)?;
         let mut conntrack: ConntrackSaved = section(&image, CONNTRACK, limits)?;
@@ -211,6 +250,7 @@ impl Decoded {
             tcp: section(&image, TCP, limits)?,
             datagrams: section(&image, DATAGRAMS, limits)?,
             neighbours: section(&image, NEIGHBOURS, limits)?,
+            more: image.take_unknown(&SECTIONS),
             header,
         })
     }
@@ -218,6 +258,11 @@ impl Decoded {
     /// Who saved it, and as which generation.
     pub const fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// A section that a stack skips: the embedder's own.
+    pub fn skipped(&self, id: SectionId) -> Option<&StoredSection> {
+        self.more.iter().find(|section| section.id == id)
     }
 
     /// Checks every value against everything the running stack relies on. Remaining times count from `now`.
@@ -232,8 +277,20 @@ impl Decoded {
         now: Instant,
         options: &mut RestoreOptions<'_>,
     ) -> Result<Validated, RestoreError> {
-        let Self { header, lineage, rules, links, local, stats, conntrack, fragments, tcp, datagrams, neighbours } =
-            self;
+        let Self {
+            header,
+            lineage,
+            rules,
+            links,
+            local,
+            stats,
+            conntrack,
+            fragments,
+            tcp,
+            datagrams,
+            neighbours,
+            more: _,
+        } = self;
         let LineageSection { parents } = valid(LINEAGE, LineageSection::restore(lineage, (), entropy))?;
         let LinksSection { links, routes } = valid(LINKS, LinksSection::restore(links, (), entropy))?;
         let links = checked_links(links).map_err(|error| config(LINKS, error))?;
@@ -318,6 +375,7 @@ impl Validated {
             neighbours: neighbours.open(&mut entropy),
             lineage,
             told: now,
+            chain: None,
         };
         Ok(Rehashed { stack, report, resets: rebuilt.resets, now })
     }
@@ -365,7 +423,7 @@ fn section<T: DeserializeOwned>(image: &StoredImage, section: SectionId, limits:
     decode(&found.body, limits).map_err(|error| RestoreError::Codec { section, error })
 }
 
-fn check_version(header: &Header, section: &StoredSection) -> Result<(), RestoreError> {
+pub(crate) fn check_version(header: &Header, section: &StoredSection) -> Result<(), RestoreError> {
     let StoredSection { id, version, .. } = *section;
     if version == SECTION_VERSION {
         return Ok(());
@@ -380,6 +438,13 @@ fn check_part(section: &StoredSection, part: bool) -> Result<(), RestoreError> {
         return Ok(());
     }
     valid(section.id, Err(Invalid::new("flags", spelled(section.part), spelled(part))))
+}
+
+/// What a delta says it continues; `None` if `image` is a full one.
+pub fn base_of(image: &StoredImage) -> Result<Option<DeltaBase>, RestoreError> {
+    let Some(section) = image.sections().find(|section| section.id == BASE) else { return Ok(None) };
+    check_version(image.header(), section)?;
+    valid(BASE, DeltaBase::read(&section.body)).map(Some)
 }
 
 fn valid<T>(section: SectionId, result: Result<T, Invalid>) -> Result<T, RestoreError> {

@@ -2,7 +2,7 @@
 
 use core::convert::Infallible;
 
-use hibernet_conntrack::{FrozenConntrack, Packing, SaveBuffer};
+use hibernet_conntrack::{FrozenConntrack, Packing, SaveBuffer, SavePoint};
 use hibernet_snapshot::codec::{CodecError, encode};
 use hibernet_snapshot::image::{BodySum, Frame, Header, ImageStream, Requirement, SectionId};
 use hibernet_snapshot::{GenerationId, Instant, Snapshot};
@@ -27,6 +27,9 @@ pub enum SaveError {
         /// The time of the save.
         now: Instant,
     },
+    /// A delta was asked for, and no save was written that it could continue.
+    #[error("no save was written yet that a delta could continue: save a base first")]
+    NoBase,
     /// A section cannot be encoded.
     #[error("section {section}: {error}")]
     Codec {
@@ -57,11 +60,51 @@ pub enum WriteError<E> {
 /// A stack at one moment, taken out of it: writing it disturbs nobody, and can be done on another thread.
 #[derive(Debug)]
 pub struct Frozen {
-    header: Header,
-    before: Vec<(SectionId, Vec<u8>)>,
+    sections: Sections,
     conntrack: FrozenConntrack,
+}
+
+/// A save that is on its way to a file. [`Stack::written`] makes it the one that the next delta continues.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    pub(crate) point: SavePoint,
+    pub(crate) generation: GenerationId,
+    pub(crate) number: u32,
+}
+
+/// What images and deltas have in common: every section but those of connection tracking.
+#[derive(Debug)]
+pub(crate) struct Sections {
+    pub(crate) header: Header,
+    pub(crate) before: Vec<(SectionId, Vec<u8>)>,
     after: Vec<(SectionId, Vec<u8>)>,
     more: Vec<(Frame, Vec<u8>)>,
+}
+
+impl Sections {
+    pub(crate) fn add(&mut self, section: SectionId, version: u16, body: Vec<u8>) {
+        self.more.push((Frame { id: section, version, requirement: Requirement::Optional, part: false }, body));
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        let Self { header: _, before, after, more } = self;
+        u32::try_from(before.len().saturating_add(after.len()).saturating_add(more.len())).unwrap_or(u32::MAX)
+    }
+
+    /// Writes what stands behind connection tracking.
+    pub(crate) fn behind<E, S: FnMut(&[u8]) -> Result<(), E>>(&self, image: &mut ImageStream<S>) -> Result<(), E> {
+        for (id, body) in &self.after {
+            image.section(required(*id), body)?;
+        }
+        for (frame, body) in &self.more {
+            image.section(*frame, body)?;
+        }
+        Ok(())
+    }
+}
+
+const fn required(id: SectionId) -> Frame {
+    Frame { id, version: SECTION_VERSION, requirement: Requirement::Required, part: false }
 }
 
 impl Stack {
@@ -89,11 +132,34 @@ impl Stack {
     /// been touched before; everything else is encoded. [`Frozen::write`] makes the image of it that [`Stack::save`] would
     /// have made at this moment.
     pub fn freeze(&self, generation: GenerationId, now: Instant, buffer: SaveBuffer) -> Result<Frozen, SaveError> {
+        self.check_told(now)?;
+        Ok(Frozen { conntrack: self.conntrack.freeze(buffer), sections: self.sections(generation)? })
+    }
+
+    /// As [`Stack::freeze`], for a save that deltas will continue once it is [`Stack::written`]. From the first on it is known of
+    /// every flow whether it changes. Takes `&mut` for that alone.
+    pub fn freeze_base(
+        &mut self,
+        generation: GenerationId,
+        now: Instant,
+        buffer: SaveBuffer,
+    ) -> Result<Frozen, SaveError> {
+        self.check_told(now)?;
+        Ok(Frozen { conntrack: self.conntrack.freeze_base(buffer), sections: self.sections(generation)? })
+    }
+
+    pub(crate) fn check_told(&self, now: Instant) -> Result<(), SaveError> {
+        let told = self.told;
+        if now > told { Err(SaveError::Stale { told, now }) } else { Ok(()) }
+    }
+
+    /// Every section but those of connection tracking, as of the last time the stack was told.
+    pub(crate) fn sections(&self, generation: GenerationId) -> Result<Sections, SaveError> {
         let Self {
             links,
             routes,
             rules,
-            conntrack,
+            conntrack: _,
             fragments,
             neighbours,
             local,
@@ -106,11 +172,8 @@ impl Stack {
             egress: _,
             work: _,
             queues: _,
+            chain: _,
         } = self;
-        if now > *told {
-            return Err(SaveError::Stale { told: *told, now });
-        }
-        let conntrack = conntrack.freeze(buffer);
         let writer = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).to_owned();
         let header = Header { schema: SCHEMA.fingerprint(), writer, generation };
         let links = LinksSection { links: links.given().to_vec(), routes: routes.given().to_vec() };
@@ -127,19 +190,19 @@ impl Stack {
             encoded(DATAGRAMS, &local.datagrams().section().save())?,
             encoded(NEIGHBOURS, &neighbours.section(*told).save())?,
         ];
-        Ok(Frozen { header, before, conntrack, after, more: Vec::new() })
+        Ok(Sections { header, before, after, more: Vec::new() })
     }
 }
 
 impl Frozen {
     /// The header of the image.
     pub const fn header(&self) -> &Header {
-        &self.header
+        &self.sections.header
     }
 
     /// Adds a section of the embedder's, which a stack skips, behind all others.
     pub fn add(&mut self, section: SectionId, version: u16, body: Vec<u8>) {
-        self.more.push((Frame { id: section, version, requirement: Requirement::Optional, part: false }, body));
+        self.sections.add(section, version, body);
     }
 
     /// Packs the image and hands its bytes to `sink` in order. Says how many there were. Beside the frozen copy no more than a
@@ -152,32 +215,32 @@ impl Frozen {
         packing: &Packing,
         sink: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<u64, WriteError<E>> {
-        let Self { header, before, conntrack, after, more } = self;
+        let Self { sections, conntrack } = self;
         let settings =
             encode(&conntrack.settings(packing)).map_err(|error| WriteError::Codec { section: CONNTRACK, error })?;
         let blocks = conntrack.blocks(packing);
-        let sections = before.len().saturating_add(after.len()).saturating_add(more.len()).saturating_add(1);
-        let sections = u32::try_from(sections).unwrap_or(u32::MAX).saturating_add(blocks);
-        let mut image = ImageStream::begin(header, sections, blocks > 0, sink).map_err(WriteError::Sink)?;
-        let one = |id| Frame { id, version: SECTION_VERSION, requirement: Requirement::Required, part: false };
-        for (id, body) in before {
-            image.section(one(*id), body).map_err(WriteError::Sink)?;
+        let count = sections.count().saturating_add(1).saturating_add(blocks);
+        let mut image = ImageStream::begin(&sections.header, count, blocks > 0, sink).map_err(WriteError::Sink)?;
+        for (id, body) in &sections.before {
+            image.section(required(*id), body).map_err(WriteError::Sink)?;
         }
-        image.section(one(CONNTRACK), &settings).map_err(WriteError::Sink)?;
-        let part = Frame { part: true, ..one(FLOWS) };
+        image.section(required(CONNTRACK), &settings).map_err(WriteError::Sink)?;
+        let part = Frame { part: true, ..required(FLOWS) };
         conntrack.pack(packing, BodySum::of, |block, sum| image.summed(part, block, &sum)).map_err(WriteError::Sink)?;
-        for (id, body) in after {
-            image.section(one(*id), body).map_err(WriteError::Sink)?;
-        }
-        for (frame, body) in more {
-            image.section(*frame, body).map_err(WriteError::Sink)?;
-        }
+        sections.behind(&mut image).map_err(WriteError::Sink)?;
         image.finish().map_err(WriteError::Sink)
     }
 
     /// How many flows are in it, once it was written.
     pub const fn flows(&self) -> usize {
         self.conntrack.flows()
+    }
+
+    /// Of a save that was frozen as a base: what deltas continue once it is [`Stack::written`]. To be asked for after it was
+    /// packed.
+    pub fn checkpoint(&self) -> Checkpoint {
+        let generation = self.sections.header.generation;
+        Checkpoint { point: self.conntrack.point(), generation, number: 0 }
     }
 
     /// The memory, for the next save.

@@ -70,6 +70,7 @@ extern crate self as hibernet_snapshot;
 
 pub mod codec;
 pub mod diff;
+pub mod digest;
 #[cfg(feature = "os")]
 pub mod file;
 pub mod image;

@@ -2,9 +2,19 @@
 
 use hibernet_snapshot::Snapshot;
 
-use super::{Conntrack, ConntrackSaved};
-use crate::conntrack::Totals;
-use crate::table::{Frozen, Packing, SaveBuffer, Table, TableSaved};
+use super::{Conntrack, ConntrackSaved, NotRestored, Totals};
+use crate::table::{Frozen, FrozenChanges, Merged, Packing, SaveBuffer, SavePoint, Table, TableSaved};
+
+/// What has changed of connection tracking since a save, taken out of it.
+#[derive(Debug)]
+pub struct FrozenDelta {
+    settings: ConntrackSaved,
+    flows: FrozenChanges,
+}
+
+/// The flows of a full save, and of the deltas that are applied to it.
+#[derive(Debug)]
+pub struct MergedFlows(Merged);
 
 /// Connection tracking at one moment, taken out of it.
 #[derive(Debug)]
@@ -20,6 +30,27 @@ impl Conntrack {
         Self::freeze_shards(self, &[], self.totals, self.capacity(), buffer)
     }
 
+    /// As [`Conntrack::freeze`], for a save that deltas will refer to: from now on it is known what changes. Once it is written,
+    /// say so with [`Conntrack::written`].
+    pub fn freeze_base(&mut self, buffer: SaveBuffer) -> FrozenConntrack {
+        self.table.flows_mut().track_changes();
+        self.table.flows_mut().turn();
+        self.freeze(buffer)
+    }
+
+    /// Copies what has changed since the last save that was [`Conntrack::written`]: the pause of a delta. `None` if there was
+    /// none. Takes `&mut` only to begin the count of what changes anew; nothing else is different afterwards.
+    pub fn freeze_delta(&mut self) -> Option<FrozenDelta> {
+        let flows = self.table.flows_mut().freeze_changes()?;
+        Some(FrozenDelta { settings: self.settings(self.totals, self.capacity()), flows })
+    }
+
+    /// The last save that was frozen as a base or a delta is written, and the next delta may refer to it. One that was not
+    /// written costs nothing but that the next holds more.
+    pub fn written(&mut self, point: SavePoint) {
+        self.table.flows_mut().written(point);
+    }
+
     /// What shards hold together. They must have been told the same time.
     pub(crate) fn freeze_shards(
         first: &Self,
@@ -28,27 +59,78 @@ impl Conntrack {
         capacity: u32,
         buffer: SaveBuffer,
     ) -> FrozenConntrack {
+        let tables: Vec<_> = core::iter::once(&first.table).chain(others.iter().map(|shard| &shard.table)).collect();
+        let flows = Table::freeze(&tables, capacity, buffer);
+        let settings = first.settings(totals, capacity);
+        FrozenConntrack { settings, flows }
+    }
+
+    /// Everything a save holds but the flows.
+    fn settings(&self, totals: Totals, capacity: u32) -> ConntrackSaved {
         let Self {
             sysctls,
             early_drop,
             half_open_limit,
             totals: _,
-            table,
+            table: _,
             ports: _,
             sources: _,
             half_open: _,
             events: _,
-        } = first;
-        let tables: Vec<_> = core::iter::once(table).chain(others.iter().map(|shard| &shard.table)).collect();
-        let flows = Table::freeze(&tables, capacity, buffer);
-        let settings = ConntrackSaved {
+        } = self;
+        ConntrackSaved {
             sysctls: sysctls.save(),
             early_drop: early_drop.save(),
             half_open_limit: half_open_limit.save(),
             totals: totals.save(),
             table: TableSaved::empty(capacity),
-        };
-        FrozenConntrack { settings, flows }
+        }
+    }
+}
+
+impl FrozenDelta {
+    /// Settings and totals; of the flows nothing but what they have in common.
+    pub fn settings(&self) -> ConntrackSaved {
+        ConntrackSaved { table: TableSaved::of(self.flows.settings()), ..self.settings.clone() }
+    }
+
+    /// How many flows have changed or come.
+    pub const fn changed(&self) -> usize {
+        self.flows.changed()
+    }
+
+    /// How the flows of the save before become those of this one, for [`MergedFlows::apply`], and what the next delta will
+    /// refer to once this one is [`Conntrack::written`].
+    pub fn pack(&self) -> (Vec<u8>, SavePoint) {
+        self.flows.pack()
+    }
+}
+
+impl MergedFlows {
+    /// Begins with the flows of a full save.
+    ///
+    /// # Errors
+    /// If a block of them cannot be.
+    pub fn begin(base: &ConntrackSaved) -> Result<Self, NotRestored> {
+        Ok(Self(Merged::begin(base.table.flows())?))
+    }
+
+    /// Goes on to the flows that a delta leads to. Each record is checked only when the flows are restored.
+    ///
+    /// # Errors
+    /// If it belongs to other flows than these.
+    pub fn apply(&mut self, script: &[u8]) -> Result<(), NotRestored> {
+        Ok(self.0.apply(script)?)
+    }
+
+    /// What a full save would have held at the moment of the last delta, whose `settings` these are.
+    ///
+    /// # Errors
+    /// If a record cannot be told from the next.
+    pub fn finish(self, settings: ConntrackSaved) -> Result<ConntrackSaved, NotRestored> {
+        let ConntrackSaved { sysctls, early_drop, half_open_limit, totals, table } = settings;
+        let table = TableSaved::of(self.0.finish(table.into_flows())?);
+        Ok(ConntrackSaved { sysctls, early_drop, half_open_limit, totals, table })
     }
 }
 
@@ -62,6 +144,11 @@ impl FrozenConntrack {
     /// How many flows there are, once [`FrozenConntrack::settings`] has sorted them.
     pub const fn flows(&self) -> usize {
         self.flows.count()
+    }
+
+    /// What deltas can refer to once the save is [`Conntrack::written`]; after [`FrozenConntrack::settings`] has sorted the flows.
+    pub fn point(&self) -> SavePoint {
+        self.flows.point()
     }
 
     /// How many blocks [`FrozenConntrack::pack`] will hand out, once [`FrozenConntrack::settings`] was asked for.

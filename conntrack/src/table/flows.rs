@@ -1,10 +1,12 @@
 //! The flows of a table, without the index that finds them: what a save holds and a restore validates.
 
+mod changes;
 mod frozen;
 mod moved;
 mod packing;
 mod restored;
 mod saved;
+mod script;
 
 use core::cmp::Ordering;
 use core::hash::{Hash, Hasher};
@@ -12,6 +14,8 @@ use core::time::Duration;
 
 use hibernet_snapshot::Instant;
 
+use self::changes::Changes;
+pub use self::changes::SavePoint;
 pub(crate) use self::frozen::Frozen;
 pub use self::frozen::SaveBuffer;
 pub(crate) use self::frozen::freeze;
@@ -20,6 +24,7 @@ pub use self::packing::Packing;
 pub(crate) use self::restored::restore;
 pub use self::restored::{Progress, RestoreOptions, RestoreRoom, RestoreStep};
 pub use self::saved::FlowsSaved;
+pub(crate) use self::script::{FrozenChanges, Merged};
 use super::addr::Ends;
 use super::clock::{Clock, TICK_NANOS};
 use super::entry::{Core, Entry};
@@ -118,6 +123,8 @@ pub(crate) struct Flows {
     len: u32,
     next_serial: u64,
     part: Part,
+    /// Counted where deltas are to be saved.
+    changes: Option<Box<Changes>>,
 }
 
 impl Flows {
@@ -160,7 +167,12 @@ impl Flows {
         }
     }
 
+    /// The flow in a slot, to be changed.
+    #[inline]
     pub(crate) fn core_mut(&mut self, slot: Slot) -> Option<&mut Core> {
+        if let Some(changes) = &mut self.changes {
+            changes.mark(slot);
+        }
         if slot.is_v6() { self.v6.core_mut(slot.number()) } else { self.v4.core_mut(slot.number()) }
     }
 
@@ -256,12 +268,16 @@ impl Flows {
         };
         self.next_serial = serial.wrapping_add(1);
         self.len = self.len.saturating_add(1);
+        if let Some(changes) = &mut self.changes {
+            changes.mark(slot);
+        }
         Some(slot)
     }
 
     pub(crate) fn vacate(&mut self, slot: Slot) {
-        if self.core(slot).is_none() {
-            return;
+        let Some(serial) = self.core(slot).map(Core::serial) else { return };
+        if let Some(changes) = &mut self.changes {
+            changes.forget(serial);
         }
         if slot.is_v6() {
             self.v6.vacate(slot.number())

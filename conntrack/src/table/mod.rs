@@ -20,8 +20,10 @@ mod wheel;
 
 use hibernet_snapshot::{Entropy, Instant, Invalid, Redraw, Snapshot};
 
-pub(crate) use self::flows::Frozen;
-pub use self::flows::{FlowsSaved, Handle, Packing, Progress, RestoreOptions, RestoreRoom, RestoreStep, SaveBuffer};
+pub use self::flows::{
+    FlowsSaved, Handle, Packing, Progress, RestoreOptions, RestoreRoom, RestoreStep, SaveBuffer, SavePoint,
+};
+pub(crate) use self::flows::{Frozen, FrozenChanges, Merged};
 
 pub(crate) use self::addr::{Addr, hash_tuple};
 pub(crate) use self::entry::Entry;
@@ -58,6 +60,14 @@ impl TableSaved {
 
     pub(crate) const fn of(flows: FlowsSaved) -> Self {
         Self { flows }
+    }
+
+    pub(crate) const fn flows(&self) -> &FlowsSaved {
+        &self.flows
+    }
+
+    pub(crate) fn into_flows(self) -> FlowsSaved {
+        self.flows
     }
 
     /// Adds the body of the next block of flows.

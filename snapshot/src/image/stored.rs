@@ -81,6 +81,11 @@ impl StoredImage {
         self.sections.extract_if(.., |section| section.id == id).collect()
     }
 
+    /// Takes the sections out that are not among `known`.
+    pub fn take_unknown(&mut self, known: &[SectionId]) -> Vec<StoredSection> {
+        self.sections.extract_if(.., |section| !known.contains(&section.id)).collect()
+    }
+
     /// As [`Image::require_known`].
     ///
     /// # Errors

@@ -1,7 +1,10 @@
 //! A save in two steps: a copy of the slabs, for which packets wait, and the packing of that copy, for which they do not.
 
+use std::sync::Arc;
+
 use hibernet_snapshot::Invalid;
 
+use super::changes::SavePoint;
 use super::packing::{Packing, in_order};
 use super::saved::{BLOCK, BLOCK_HEAD, BlockHead, COLUMNS, FlowsSaved, PLAIN};
 use super::{Flows, Shelf};
@@ -55,6 +58,7 @@ pub(crate) struct Frozen {
     now: Tick,
     /// Above the serial numbers of all flows.
     serials: u64,
+    ticks: u64,
     sorted: bool,
 }
 
@@ -72,7 +76,8 @@ pub(crate) fn freeze(tables: &[&Flows], capacity: u32, mut buffer: SaveBuffer) -
         None => (0, Tick::default()),
     };
     let serials = tables.iter().map(|flows| flows.next_serial).max().unwrap_or(0);
-    Frozen { buffer, capacity, phase, now, serials, sorted: false }
+    let ticks = tables.first().map_or(0, |first| first.clock.ticks(first.now));
+    Frozen { buffer, capacity, phase, now, serials, ticks, sorted: false }
 }
 
 impl<A: Addr> Shelf<A> {
@@ -123,6 +128,17 @@ impl Frozen {
         let (first, blocks) = (Self::first(packing), self.blocks(packing) as usize);
         let pack = |number: usize, out: &mut Vec<u8>| self.block(first + number, packing, out);
         in_order(blocks, packing.threads(), pack, look, sink)
+    }
+
+    /// The save that deltas can refer to, once it was sorted.
+    pub(crate) fn point(&self) -> SavePoint {
+        let SaveBuffer { v4, v6, order } = &self.buffer;
+        let serial = |place: &u64| match located(*place) {
+            (false, slot) => v4.get(slot).map_or(0, |entry| entry.core.serial()),
+            (true, slot) => v6.get(slot).map_or(0, |entry| entry.core.serial()),
+        };
+        let serials = Arc::new(order.iter().map(serial).collect());
+        SavePoint { serials, next_serial: self.serials, ticks: self.ticks }
     }
 
     /// The memory, for the next save.

@@ -92,7 +92,7 @@ impl Flows {
     pub(crate) fn on(frame: Frame, capacity: u32, part: Part) -> Self {
         let Frame { clock, now, slot } = frame;
         let (v4, v6) = (Shelf::new(capacity, slot), Shelf::new(capacity, slot));
-        Self { v4, v6, clock, now, capacity, len: 0, next_serial: 1, part }
+        Self { v4, v6, clock, now, capacity, len: 0, next_serial: 1, part, changes: None }
     }
 
     pub(crate) fn frame(&self) -> Frame {
@@ -117,6 +117,9 @@ impl Flows {
         };
         self.next_serial = self.next_serial.max(moved.serial().wrapping_add(1));
         self.len = self.len.saturating_add(1);
+        if let Some(changes) = &mut self.changes {
+            changes.mark(slot);
+        }
         Some(slot)
     }
 }

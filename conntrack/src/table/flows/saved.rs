@@ -94,6 +94,21 @@ impl FlowsSaved {
         self.capacity
     }
 
+    /// All records, one behind the other.
+    pub(super) fn plain(&self) -> Result<Vec<u8>, Invalid> {
+        let mut records = self.records.clone();
+        for (number, block) in self.blocks.iter().enumerate() {
+            let at = |invalid: Invalid| invalid.at(number).within("blocks");
+            let (head, behind) = BlockHead::read(block).map_err(at)?;
+            if head.encoding == COLUMNS {
+                records.extend(super::frozen::plain_records(head, behind).map_err(at)?);
+            } else {
+                records.extend_from_slice(behind);
+            }
+        }
+        Ok(records)
+    }
+
     /// Adds the body of the next section of flows. It is looked at when the flows are restored.
     pub(crate) fn attach(&mut self, block: Vec<u8>) {
         self.blocks.push(block);
@@ -120,7 +135,7 @@ impl Snapshot for Flows {
 
     /// Entries whose time has come but which nothing has collected yet are not written.
     fn save(&self) -> FlowsSaved {
-        let Self { v4: _, v6: _, clock: _, now: _, capacity, len: _, next_serial: _, part: _ } = self;
+        let Self { v4: _, v6: _, clock: _, now: _, capacity, len: _, next_serial: _, part: _, changes: _ } = self;
         FlowsSaved::of(&[self], *capacity)
     }
 
