@@ -48,6 +48,7 @@ mod canary;
 mod checksum;
 mod conntrack;
 mod event;
+mod flow_diff;
 mod headers;
 mod invalid;
 mod nat;
@@ -69,6 +70,7 @@ pub use crate::conntrack::{
     MergedFlows, NotRestored, Origin, Refusal, Totals, Validated,
 };
 pub use crate::event::{ConntrackEvent, EventKind};
+pub use crate::flow_diff::{FlowChange, diff_flows};
 pub use crate::headers::{Fragment, ParseError, Parsed, parse, udp_lite_coverage};
 pub use crate::invalid::{IgnoreReason, InvalidReason};
 pub use crate::nat::{Manip, NatRange};

@@ -36,11 +36,15 @@ impl Stack {
     }
 
     /// A save is written whole, to a file with this digest, and the next delta may continue it. Of a save that was not written,
-    /// nothing is said: the next delta then holds what it would have held as well.
-    pub fn written(&mut self, checkpoint: Checkpoint, digest: ImageDigest) {
+    /// nothing is said: the next delta then holds what it would have held as well. False, and nothing changed, if another base or
+    /// delta was frozen since, or if it was a save that no delta can continue.
+    pub fn written(&mut self, checkpoint: Checkpoint, digest: ImageDigest) -> bool {
         let Checkpoint { point, generation, number } = checkpoint;
-        self.conntrack.written(point);
-        self.chain = Some(DeltaBase { digest, generation, number });
+        let taken = self.conntrack.written(point);
+        if taken {
+            self.chain = Some(DeltaBase { digest, generation, number });
+        }
+        taken
     }
 
     /// The save that the next delta would continue.

@@ -85,6 +85,7 @@
 mod cidr;
 mod delta;
 mod device;
+mod diff;
 mod drop_reason;
 mod ethernet;
 mod event;
@@ -111,10 +112,12 @@ mod stats;
 mod test_packets;
 #[cfg(test)]
 mod test_stack;
+mod tree;
 
 pub use crate::cidr::{Cidr, CidrError};
 pub use crate::delta::{DeltaChain, FrozenChanges};
 pub use crate::device::{HookedConfig, HookedDevice, HookedError, HookedRxToken, HookedTxToken};
+pub use crate::diff::{Difference, diff_images, flow_name};
 pub use crate::drop_reason::DropReason;
 pub use crate::ethernet::{MacAddr, MacAddrError, NeighbourEntry, NeighbourState};
 pub use crate::event::{DropEvent, LogEvent, StackEvent};

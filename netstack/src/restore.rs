@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 
 use hibernet_conntrack::{Conntrack, ConntrackSaved, RestoreOptions, WireChoices};
 use hibernet_snapshot::codec::{CodecError, decode};
+use hibernet_snapshot::diff::{Value, ValueError};
 use hibernet_snapshot::image::{Header, Image, ImageError, Limits, SectionId, StoredImage, StoredSection};
 use hibernet_snapshot::{Entropy, GenerationId, Instant, Invalid, Redraw, Snapshot};
 use serde::de::DeserializeOwned;
@@ -29,6 +30,7 @@ use crate::route::RouteTable;
 use crate::rules::Rules;
 use crate::stack::{ConfigError, QueueLimits, Stack, checked_links};
 use crate::stats::Stats;
+use crate::tree::described;
 
 /// An image that is whole and decodes. Nothing in it has been believed yet.
 #[derive(Debug)]
@@ -170,6 +172,9 @@ pub enum RestoreError {
         /// Who wrote it.
         writer: String,
     },
+    /// What an image holds cannot be shown.
+    #[error("cannot be described: {0}")]
+    Described(#[from] ValueError),
     /// A full image where a delta was expected.
     #[error("this is a full image, expected a delta; written by {writer:?}")]
     NotADelta {
@@ -258,6 +263,26 @@ impl Decoded {
     /// Who saved it, and as which generation.
     pub const fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// How many flows there are.
+    pub const fn flows(&self) -> u32 {
+        self.conntrack.count()
+    }
+
+    /// Every section but the flows and the lineage as a tree, by its name.
+    pub(crate) fn sections(&self) -> Vec<(&'static str, Result<Value, ValueError>)> {
+        vec![
+            ("links", described(&self.links)),
+            ("rules", described(&self.rules)),
+            ("local", described(&self.local)),
+            ("stats", described(&self.stats)),
+            ("conntrack", described(&self.conntrack.without_flows())),
+            ("fragments", described(&self.fragments)),
+            ("tcp", described(&self.tcp)),
+            ("datagrams", described(&self.datagrams)),
+            ("neighbours", described(&self.neighbours)),
+        ]
     }
 
     /// A section that a stack skips: the embedder's own.

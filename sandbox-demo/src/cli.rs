@@ -11,9 +11,12 @@ use clap::Subcommand;
 use hibernet_netstack::Cidr;
 
 use crate::commands;
+use crate::control::SaveForm;
+use crate::control::SaveKind;
 use crate::demo;
 use crate::demo::LinkChoice;
 use crate::gateway;
+use crate::gateway::ImageFiles;
 use crate::gateway::Start;
 use crate::link::LinkSpec;
 use crate::netns;
@@ -87,6 +90,19 @@ enum Command {
         /// Stand still afterwards, until `resume` or the end.
         #[arg(long)]
         hold: bool,
+        /// Let deltas continue this image: from now on the gateway notes what changes.
+        #[arg(long)]
+        base: bool,
+        /// Write what has changed since the last --base or --delta alone. `restore` wants that image and all deltas since.
+        #[arg(long, conflicts_with_all = ["base", "compress"])]
+        delta: bool,
+        /// Compress the flow records. What users send is never compressed: its length would tell of it.
+        #[arg(long)]
+        compress: bool,
+        /// Seal the image with the key in this file, which only its owner may read: 32 bytes, or 64 hexadecimal digits. Without
+        /// the key nobody reads the image or changes it unnoticed; a plain image has checksums, which find damage alone.
+        #[arg(long, value_name = "FILE")]
+        seal_key: Option<PathBuf>,
         #[command(flatten)]
         control: Control,
     },
@@ -95,8 +111,12 @@ enum Command {
     /// Configuration, rules, flows and bindings come from the image; keys are drawn afresh. The devices must have the names
     /// that the saved gateway's had.
     Restore {
-        /// The image to start from.
-        image: PathBuf,
+        /// The image to start from, and the deltas behind it in their order.
+        #[arg(required = true, value_name = "IMAGE [DELTA]...")]
+        images: Vec<PathBuf>,
+        /// The key the images are sealed with.
+        #[arg(long, value_name = "FILE")]
+        seal_key: Option<PathBuf>,
         #[command(flatten)]
         at: RunPlace,
     },
@@ -125,17 +145,24 @@ enum Command {
         #[command(flatten)]
         control: Control,
     },
-    /// Print what an image holds: its header, sections and counts.
+    /// Print what an image holds: its header, sections and counts; of a delta, what it continues.
     Inspect {
-        /// The image.
-        image: PathBuf,
+        /// The image, and deltas behind it in their order: then what they come to together.
+        #[arg(required = true, value_name = "IMAGE [DELTA]...")]
+        images: Vec<PathBuf>,
+        /// The key the images are sealed with.
+        #[arg(long, value_name = "FILE")]
+        seal_key: Option<PathBuf>,
     },
-    /// Print what changed between two images.
+    /// Print what changed between two images: flows that came, went and changed, rules, sockets and everything else.
     Diff {
         /// The earlier image.
         before: PathBuf,
         /// The later image.
         after: PathBuf,
+        /// The key the images are sealed with.
+        #[arg(long, value_name = "FILE")]
+        seal_key: Option<PathBuf>,
     },
     /// A traffic peer of the demonstration.
     #[command(hide = true)]
@@ -152,9 +179,12 @@ struct RunArgs {
     /// Start with this configuration and an empty flow table.
     #[arg(long, value_name = "FILE", group = "start")]
     config: Option<PathBuf>,
-    /// Start from this image; configuration and rules come with it.
-    #[arg(long, value_name = "IMAGE", group = "start")]
-    restore: Option<PathBuf>,
+    /// Start from this image, and the deltas behind it; configuration and rules come with it.
+    #[arg(long, value_name = "IMAGE", group = "start", num_args = 1..)]
+    restore: Option<Vec<PathBuf>>,
+    /// The key the images are sealed with.
+    #[arg(long, value_name = "FILE", requires = "restore")]
+    seal_key: Option<PathBuf>,
     #[command(flatten)]
     at: RunPlace,
 }
@@ -227,20 +257,35 @@ impl Cli {
         let json = self.json;
         match self.command.unwrap_or(Command::Demo { links: None }) {
             Command::Demo { links } => return demo::demo(links, json),
-            Command::Run(RunArgs { config, restore, at }) => {
-                let start = config.map(Start::Fresh).or(restore.map(Start::Restored));
+            Command::Run(RunArgs { config, restore, seal_key, at }) => {
+                let restore = restore.map(|paths| Start::Restored(ImageFiles { paths, seal_key }));
+                let start = config.map(Start::Fresh).or(restore);
                 at.run(&start.ok_or_else(|| anyhow::anyhow!("give --config or --restore"))?, json)?;
             }
             Command::Serve(args) => serve::serve(args.options(json))?,
-            Command::Restore { image, at } => at.run(&Start::Restored(image), json)?,
-            Command::Save { image, hold, control } => commands::save(&control.socket, &image, hold, json)?,
+            Command::Restore { images, seal_key, at } => {
+                at.run(&Start::Restored(ImageFiles { paths: images, seal_key }), json)?;
+            }
+            Command::Save { image, hold, base, delta, compress, seal_key, control } => {
+                let kind = match (base, delta) {
+                    (_, true) => SaveKind::Delta,
+                    (true, false) => SaveKind::Base,
+                    (false, false) => SaveKind::Full,
+                };
+                commands::save(&control.socket, &image, hold, SaveForm { kind, compress, seal_key }, json)?;
+            }
             Command::Resume { control } => commands::resume(&control.socket, json)?,
             Command::List { control } => commands::list(&control.socket, json)?,
             Command::Neighbours { control } => commands::neighbours(&control.socket, json)?,
             Command::Hooks { control } => commands::hooks(&control.socket, json)?,
             Command::Stats { control } => commands::stats(&control.socket, json)?,
-            Command::Inspect { image } => commands::inspect(&image, json)?,
-            Command::Diff { before, after } => commands::diff(&before, &after, json)?,
+            Command::Inspect { images, seal_key } => {
+                commands::inspect(&ImageFiles { paths: images, seal_key }, json)?;
+            }
+            Command::Diff { before, after, seal_key } => {
+                let files = |path| ImageFiles { paths: vec![path], seal_key: seal_key.clone() };
+                commands::diff(&files(before), &files(after), json)?;
+            }
             Command::Peer { parent } => peers::serve(parent)?,
         }
         Ok(ExitCode::SUCCESS)
@@ -260,7 +305,7 @@ impl ServeArgs {
     fn options(self, json: bool) -> ServeOptions {
         let Self { link, addrs, restore, via, mtu, http, echo, root, max_connections, hold, control } = self;
         let start = match restore {
-            Some(image) => ServeStart::Restored(image),
+            Some(image) => ServeStart::Restored(image.into()),
             None => ServeStart::Fresh(Place { addrs, via, mtu, http, echo }),
         };
         ServeOptions { start, link, root, most: max_connections, control: control.socket, hold, json }

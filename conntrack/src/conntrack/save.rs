@@ -35,7 +35,8 @@ impl Conntrack {
     pub fn freeze_base(&mut self, buffer: SaveBuffer) -> FrozenConntrack {
         self.table.flows_mut().track_changes();
         self.table.flows_mut().turn();
-        self.freeze(buffer)
+        let FrozenConntrack { settings, flows } = self.freeze(buffer);
+        FrozenConntrack { settings, flows: flows.of_turn(self.table.flows().turns()) }
     }
 
     /// Copies what has changed since the last save that was [`Conntrack::written`]: the pause of a delta. `None` if there was
@@ -46,9 +47,10 @@ impl Conntrack {
     }
 
     /// The last save that was frozen as a base or a delta is written, and the next delta may refer to it. One that was not
-    /// written costs nothing but that the next holds more.
-    pub fn written(&mut self, point: SavePoint) {
-        self.table.flows_mut().written(point);
+    /// written costs nothing but that the next holds more. False, and nothing changed, if another was frozen since, or if it was
+    /// no base.
+    pub fn written(&mut self, point: SavePoint) -> bool {
+        self.table.flows_mut().written(point)
     }
 
     /// What shards hold together. They must have been told the same time.
@@ -182,6 +184,27 @@ impl ConntrackSaved {
     /// Adds a block that [`FrozenConntrack::pack`] handed out, in the same order. It is looked at when the flows are restored.
     pub fn attach(&mut self, block: Vec<u8>) {
         self.table.attach(block);
+    }
+
+    /// All flow records, one behind the other, blocks unpacked.
+    pub(crate) fn plain_records(&self) -> Result<Vec<u8>, NotRestored> {
+        Ok(self.table.flows().plain()?)
+    }
+
+    /// The saved settings without the flows.
+    pub fn without_flows(&self) -> Self {
+        Self { table: TableSaved::empty(self.table.flows().capacity()), ..self.clone_settings() }
+    }
+
+    fn clone_settings(&self) -> Self {
+        let Self { sysctls, early_drop, half_open_limit, totals, table } = self;
+        Self {
+            sysctls: sysctls.clone(),
+            early_drop: early_drop.clone(),
+            half_open_limit: *half_open_limit,
+            totals: totals.clone(),
+            table: TableSaved::empty(table.flows().capacity()),
+        }
     }
 
     /// How many flows it says it holds.

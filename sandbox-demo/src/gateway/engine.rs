@@ -7,23 +7,29 @@ use std::time::Duration;
 
 use anyhow::Context;
 use hibernet_conntrack::CanaryScan;
-use hibernet_netstack::Decoded;
+use hibernet_netstack::Checkpoint;
 use hibernet_netstack::LinkId;
 use hibernet_netstack::Medium;
 use hibernet_netstack::NeighbourEntry;
+use hibernet_netstack::RestoreOptions;
 use hibernet_netstack::RestorePolicy;
+use hibernet_netstack::SaveBuffer;
 use hibernet_netstack::Stack;
 use hibernet_netstack::Supplied;
 use hibernet_snapshot::Entropy;
 use hibernet_snapshot::GenerationId;
 use hibernet_snapshot::Instant;
-use hibernet_snapshot::file::OsFilesystem;
-use hibernet_snapshot::file::write_atomic;
-use hibernet_snapshot::image::Limits;
+use hibernet_snapshot::digest::ImageDigest;
 use serde_json::Value;
 
 use super::application;
 use super::config::GatewayConfig;
+use super::images::Content;
+use super::images::ImageFiles;
+use super::images::Written;
+use super::images::read_key;
+use super::images::show_progress;
+use super::images::threads;
 use super::run::read_image;
 use crate::clock;
 use crate::clock::StackClock;
@@ -42,6 +48,8 @@ use crate::control::NeighboursReply;
 use crate::control::Request;
 use crate::control::RestoreSummary;
 use crate::control::RunState;
+use crate::control::SaveForm;
+use crate::control::SaveKind;
 use crate::control::SaveReply;
 use crate::control::StatsReply;
 use crate::control::StatusReply;
@@ -58,6 +66,21 @@ pub(crate) struct Engine {
     restored: Option<RestoreSummary>,
     application: Option<Application>,
     application_state: Option<Vec<u8>>,
+    /// When the restore began, until the first packet has come.
+    waiting_since: Option<Instant>,
+    /// How long that took, in ms, until somebody has asked.
+    first_packet: Option<f64>,
+    /// Memory for the copy of a save, once there was one.
+    buffer: SaveBuffer,
+    /// A save that another thread writes.
+    writing: Option<mpsc::Receiver<Saved>>,
+}
+
+/// What comes back from the thread that writes a save.
+struct Saved {
+    buffer: SaveBuffer,
+    /// Of a base or delta that was written whole.
+    checkpoint: Option<(Checkpoint, ImageDigest)>,
 }
 
 /// What an application inside the stack wants to have saved with it, as it is at that moment.
@@ -72,23 +95,26 @@ impl Engine {
         Ok(Self::held(stack, clock, entropy, None))
     }
 
-    /// A stack restored from an image under keys of its own, held.
-    pub(crate) fn restored(path: &Path, supplied: Supplied) -> anyhow::Result<Self> {
+    /// A stack restored from an image, and deltas behind it, under keys of its own, held.
+    pub(crate) fn restored(files: &ImageFiles, supplied: Supplied) -> anyhow::Result<Self> {
         let begun = clock::monotonic();
-        let image = read_image(path)?;
         let mut entropy = Entropy::from_os().context("drawing keys")?;
         let clock = held_clock();
-        let refused = |error| image_fault(path, &error);
-        let decoded = Decoded::open(&image, &Limits::default()).map_err(refused)?;
-        let validated = decoded.validate(&mut entropy, clock.now()).map_err(refused)?;
+        let last = files.paths.last().cloned().unwrap_or_default();
+        let refused = |error| image_fault(&last, &error);
+        let mut options = RestoreOptions::default().on_threads(threads()).with_progress(&show_progress);
+        let decoded = files.open()?;
+        let application_state = application::section(&decoded)?;
+        let validated = decoded.validate_with(&mut entropy, clock.now(), &mut options).map_err(refused)?;
         let rehash_begun = clock::monotonic();
-        let rehashed = validated.rehash(entropy.fork(), RestorePolicy::default()).map_err(refused)?;
+        let policy = RestorePolicy::default();
+        let rehashed = validated.rehash_with(entropy.fork(), policy, &mut options).map_err(refused)?;
         let rehash = clock::monotonic().saturating_since(rehash_begun);
         let (stack, report) = rehashed.open(supplied);
         let restore = clock::monotonic().saturating_since(begun);
         let summary = RestoreSummary::new(&report, restore, rehash);
-        let application_state = application::section(&image)?;
-        Ok(Self { application_state, ..Self::held(stack, clock, entropy, Some(summary)) })
+        let waiting_since = Some(begun);
+        Ok(Self { application_state, waiting_since, ..Self::held(stack, clock, entropy, Some(summary)) })
     }
 
     /// From now on every image holds the application's state too.
@@ -178,6 +204,9 @@ impl Engine {
                 else {
                     break;
                 };
+                if let Some(begun) = self.waiting_since.take() {
+                    self.first_packet = Some(millis(clock::monotonic().saturating_since(begun)));
+                }
                 self.stack.ingress(id, datagram, now);
                 self.emit();
                 more |= taken == BURST;
@@ -197,7 +226,7 @@ impl Engine {
             Request::Neighbours => reply(&self.neighbours()),
             Request::Hooks => reply(&self.hooks()),
             Request::Stats => reply(&self.stats()),
-            Request::Save { path, after } => return self.save(path, after),
+            Request::Save { path, after, form } => return self.save(path, after, &form),
             Request::Canary { path } => self.canary(&path).and_then(|found| reply(&found)),
             Request::Keys => reply(&self.keys()),
             Request::Resume => {
@@ -218,6 +247,10 @@ impl Engine {
             restored,
             application: None,
             application_state: None,
+            waiting_since: None,
+            first_packet: None,
+            buffer: SaveBuffer::default(),
+            writing: None,
         }
     }
 
@@ -286,9 +319,23 @@ impl Engine {
         StatsReply { drops, links: links.collect() }
     }
 
-    /// Saves between two packets. If traffic goes on, another thread writes the file meanwhile.
-    fn save(&mut self, path: PathBuf, after: After) -> Answer {
+    /// How long after the beginning of a restore the first packet came, in ms; told once.
+    pub(crate) fn first_packet(&mut self) -> Option<f64> {
+        self.first_packet.take()
+    }
+
+    /// Saves between two packets. If traffic goes on, another thread packs and writes the file meanwhile.
+    fn save(&mut self, path: PathBuf, after: After, form: &SaveForm) -> Answer {
         let begun = clock::monotonic();
+        self.take_written();
+        if self.writing.is_some() && form.kind != SaveKind::Full {
+            return Answer::Now(Err("saving: the save before this one is still being written; try again".to_owned()));
+        }
+        let seal = match form.seal_key.as_deref().map(read_key).transpose() {
+            Ok(key) => key.map(|key| (key, self.entropy.fork())),
+            Err(error) => return Answer::Now(Err(format!("saving: {error}"))),
+        };
+        let paused = clock::monotonic();
         let was = self.state;
         if after == After::Hold {
             self.hold();
@@ -297,24 +344,42 @@ impl Engine {
         self.stack.poll(now);
         self.emit();
         let generation = self.entropy.public_id();
-        let image = match self.image(generation, now) {
-            Ok(image) => image,
+        let mut content = match self.freeze(form.kind, generation, now) {
+            Ok(content) => content,
             Err(error) => {
                 self.go_back_to(was);
                 return Answer::Now(Err(format!("saving: {error:#}")));
             }
         };
-        let pause = clock::monotonic().saturating_since(begun);
-        let flows = self.stack.flows(now).len();
+        let pause = clock::monotonic().saturating_since(paused);
+        let (kind, compress) = (form.kind, form.compress);
+        let (give_back, taken_back) = mpsc::channel();
         let write = move || -> Result<Value, String> {
-            write(&path, &image).map_err(|error| format!("{error:#}"))?;
-            let bytes = image.len();
+            let written = content
+                .write(&path, compress, seal)
+                .with_context(|| format!("writing {}", path.display()))
+                .map_err(|error| format!("{error:#}"));
+            let checkpoint = match &written {
+                Ok(Written { checkpoint, digest, .. }) if kind != SaveKind::Full => Some((checkpoint.clone(), *digest)),
+                _ => None,
+            };
+            let buffer = match content {
+                Content::Full(frozen) => frozen.into_buffer(),
+                Content::Delta(_) => SaveBuffer::default(),
+            };
+            // Who has gone meanwhile needs neither.
+            drop(give_back.send(Saved { buffer, checkpoint }));
+            let Written { bytes, flows, digest, checkpoint: _ } = written?;
             let (pause_ms, save_ms) = (millis(pause), millis(clock::monotonic().saturating_since(begun)));
-            let done = SaveReply { path, generation: generation.to_string(), flows, bytes, pause_ms, save_ms };
+            let (generation, sha256) = (generation.to_string(), digest.to_string());
+            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+            let done = SaveReply { path, generation, flows, bytes, pause_ms, save_ms, sha256 };
             reply(&done).map_err(|error| format!("{error:#}"))
         };
+        self.writing = Some(taken_back);
         if after == After::Hold {
             let result = write();
+            self.take_written();
             if result.is_err() {
                 self.go_back_to(was);
             }
@@ -328,12 +393,41 @@ impl Engine {
         Answer::Later(answer)
     }
 
-    fn image(&self, generation: GenerationId, now: Instant) -> anyhow::Result<Vec<u8>> {
-        let image = self.stack.save(generation, now)?;
-        match &self.application {
-            Some(state) => application::with_section(&image, &state()?),
-            None => Ok(image),
+    /// Takes back what a save was done with, if it is over.
+    fn take_written(&mut self) {
+        let Some(writing) = &self.writing else { return };
+        match writing.try_recv() {
+            Ok(Saved { buffer, checkpoint }) => {
+                if buffer.bytes() > self.buffer.bytes() {
+                    self.buffer = buffer;
+                }
+                if let Some((checkpoint, digest)) = checkpoint {
+                    self.stack.written(checkpoint, digest);
+                }
+                self.writing = None;
+            }
+            Err(mpsc::TryRecvError::Disconnected) => self.writing = None,
+            Err(mpsc::TryRecvError::Empty) => {}
         }
+    }
+
+    fn freeze(&mut self, kind: SaveKind, generation: GenerationId, now: Instant) -> anyhow::Result<Content> {
+        let application = self.application.as_ref().map(|state| state()).transpose()?;
+        let mut content = match kind {
+            SaveKind::Full => {
+                let buffer = std::mem::take(&mut self.buffer);
+                Content::Full(Box::new(self.stack.freeze(generation, now, buffer)?))
+            }
+            SaveKind::Base => {
+                let buffer = std::mem::take(&mut self.buffer);
+                Content::Full(Box::new(self.stack.freeze_base(generation, now, buffer)?))
+            }
+            SaveKind::Delta => Content::Delta(Box::new(self.stack.freeze_changes(generation, now)?)),
+        };
+        if let Some(state) = application {
+            application::add_to(&mut content, state);
+        }
+        Ok(content)
     }
 
     fn hold(&mut self) {
@@ -372,10 +466,6 @@ impl Engine {
         let planted_found = scan.search(&image).hits.iter().any(|(name, _)| *name == PLANTED);
         Ok(CanaryReply { hits, planted_found })
     }
-}
-
-fn write(path: &Path, image: &[u8]) -> anyhow::Result<()> {
-    write_atomic(&mut OsFilesystem, path, image).with_context(|| format!("writing {}", path.display()))
 }
 
 fn reply<T: serde::Serialize>(reply: &T) -> anyhow::Result<Value> {

@@ -3,12 +3,14 @@
 mod application;
 mod config;
 mod engine;
+mod images;
 mod run;
 
 pub(crate) use self::config::GatewayConfig;
 pub(crate) use self::config::GatewayLink;
 pub(crate) use self::config::MediumName;
 pub(crate) use self::engine::Engine;
+pub(crate) use self::images::ImageFiles;
+pub(crate) use self::images::threads;
 pub(crate) use self::run::Start;
-pub(crate) use self::run::read_image;
 pub(crate) use self::run::run;

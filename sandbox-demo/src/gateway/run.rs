@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use super::config::GatewayConfig;
 use super::engine::Engine;
+use super::images::ImageFiles;
 use crate::clock;
 use crate::commands::print;
 use crate::control::ControlServer;
@@ -31,7 +32,7 @@ pub(crate) enum Start {
     /// A new one with an empty table, from a configuration file.
     Fresh(PathBuf),
     /// One restored from an image, which brings its configuration along.
-    Restored(PathBuf),
+    Restored(ImageFiles),
 }
 
 /// Runs a gateway until it is told to stop, by SIGINT or SIGTERM.
@@ -45,7 +46,7 @@ pub(crate) fn run(start: &Start, links: &[LinkSpec], control: &Path, hold: bool,
             config.settle_macs(links)?;
             Engine::fresh(&config)?
         }
-        Start::Restored(file) => Engine::restored(file, Supplied::default())?,
+        Start::Restored(files) => Engine::restored(files, Supplied::default())?,
     };
     for spec in links {
         let medium = engine.medium_of(spec.name())?;
@@ -62,6 +63,9 @@ pub(crate) fn run(start: &Start, links: &[LinkSpec], control: &Path, hold: bool,
     while !stopped.load(Ordering::Relaxed) {
         wait(&engine, &server)?;
         engine.turn();
+        if let Some(first) = engine.first_packet() {
+            eprintln!("first packet {first} ms after the restore began");
+        }
         server.serve(clock::monotonic(), |request| engine.answer(request));
     }
     Ok(())

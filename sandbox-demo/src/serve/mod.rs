@@ -40,6 +40,7 @@ use crate::fault::Fault;
 use crate::gateway::Engine;
 use crate::gateway::GatewayConfig;
 use crate::gateway::GatewayLink;
+use crate::gateway::ImageFiles;
 use crate::gateway::MediumName;
 use crate::link::Link;
 use crate::link::LinkSpec;
@@ -65,7 +66,7 @@ pub(crate) struct ServeOptions {
 pub(crate) enum ServeStart {
     Fresh(Place),
     /// From an image that `serve` was saved to; all of [`Place`] comes with it.
-    Restored(PathBuf),
+    Restored(ImageFiles),
 }
 
 /// Where in its network a new server is.
@@ -239,10 +240,13 @@ fn fresh(place: &Place, link: &LinkSpec, limits: LocalLimits) -> anyhow::Result<
     Ok((engine, Saved { http: *http, echo: *echo, sessions: Vec::new() }))
 }
 
-fn restored(image: &std::path::Path, limits: LocalLimits) -> anyhow::Result<(Engine, Saved)> {
+fn restored(image: &ImageFiles, limits: LocalLimits) -> anyhow::Result<(Engine, Saved)> {
     let mut engine = Engine::restored(image, Supplied { local: limits, ..Supplied::default() })?;
     let foreign = || {
-        let what = format!("the image {} holds no server", image.display());
+        let what = format!(
+            "the image {} holds no server",
+            image.paths.first().map(|path| path.display().to_string()).unwrap_or_default()
+        );
         Fault::new(what, "give one that was saved from `sandbox-demo serve`; a gateway's is for `restore`")
     };
     let state = engine.application_state().ok_or_else(foreign)?;

@@ -15,6 +15,8 @@ pub struct SavePoint {
     pub(super) next_serial: u64,
     /// The time of the save, in ticks of the table's clock.
     pub(super) ticks: u64,
+    /// Which of the saves that count changes it was; none is the first.
+    pub(super) turn: u64,
 }
 
 impl SavePoint {
@@ -33,6 +35,8 @@ pub(crate) struct Changes {
     current: Dirty,
     /// From then back to the last save that was written.
     pending: Dirty,
+    /// How often counting began anew.
+    turns: u64,
 }
 
 #[derive(Debug, Default)]
@@ -80,7 +84,7 @@ impl Changes {
     pub(super) fn begin(capacity: u32) -> Self {
         let bits = || vec![0; (capacity as usize).div_ceil(64)];
         let dirty = || Dirty { v4: bits(), v6: bits(), gone: Vec::new() };
-        Self { base: None, current: dirty(), pending: dirty() }
+        Self { base: None, current: dirty(), pending: dirty(), turns: 0 }
     }
 
     /// A saved field of that slot's flow has changed, or the flow is new.
@@ -100,6 +104,7 @@ impl Changes {
     /// Begins to count anew; what was counted is kept until a save was written.
     pub(super) fn turn(&mut self) {
         self.pending.take(&mut self.current);
+        self.turns = self.turns.saturating_add(1);
     }
 
     /// The last save that was written, with all that has changed since, up to the last turn.
@@ -110,9 +115,13 @@ impl Changes {
     }
 
     /// A save was written that was taken at the last turn.
-    pub(super) fn written(&mut self, point: SavePoint) {
+    pub(super) fn written(&mut self, point: SavePoint) -> bool {
+        if point.turn != self.turns {
+            return false;
+        }
         self.base = Some(point);
         self.pending.clear();
+        true
     }
 }
 
@@ -131,11 +140,14 @@ impl Flows {
         }
     }
 
-    /// A save was written that was taken at the last turn.
-    pub(crate) fn written(&mut self, point: SavePoint) {
-        if let Some(changes) = &mut self.changes {
-            changes.written(point);
-        }
+    /// Which save was the last for which counting began anew.
+    pub(crate) fn turns(&self) -> u64 {
+        self.changes.as_ref().map_or(0, |changes| changes.turns)
+    }
+
+    /// A save was written. False if it was not taken at the last turn: then nothing is changed.
+    pub(crate) fn written(&mut self, point: SavePoint) -> bool {
+        self.changes.as_mut().is_some_and(|changes| changes.written(point))
     }
 }
 

@@ -59,6 +59,8 @@ pub(crate) struct Frozen {
     /// Above the serial numbers of all flows.
     serials: u64,
     ticks: u64,
+    /// Of a save that deltas will refer to.
+    turn: u64,
     sorted: bool,
 }
 
@@ -77,7 +79,7 @@ pub(crate) fn freeze(tables: &[&Flows], capacity: u32, mut buffer: SaveBuffer) -
     };
     let serials = tables.iter().map(|flows| flows.next_serial).max().unwrap_or(0);
     let ticks = tables.first().map_or(0, |first| first.clock.ticks(first.now));
-    Frozen { buffer, capacity, phase, now, serials, ticks, sorted: false }
+    Frozen { buffer, capacity, phase, now, serials, ticks, turn: 0, sorted: false }
 }
 
 impl<A: Addr> Shelf<A> {
@@ -130,6 +132,12 @@ impl Frozen {
         in_order(blocks, packing.threads(), pack, look, sink)
     }
 
+    /// Deltas will refer to it.
+    pub(crate) const fn of_turn(mut self, turn: u64) -> Self {
+        self.turn = turn;
+        self
+    }
+
     /// The save that deltas can refer to, once it was sorted.
     pub(crate) fn point(&self) -> SavePoint {
         let SaveBuffer { v4, v6, order } = &self.buffer;
@@ -138,7 +146,7 @@ impl Frozen {
             (true, slot) => v6.get(slot).map_or(0, |entry| entry.core.serial()),
         };
         let serials = Arc::new(order.iter().map(serial).collect());
-        SavePoint { serials, next_serial: self.serials, ticks: self.ticks }
+        SavePoint { serials, next_serial: self.serials, ticks: self.ticks, turn: self.turn }
     }
 
     /// The memory, for the next save.

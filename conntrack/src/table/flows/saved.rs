@@ -95,7 +95,7 @@ impl FlowsSaved {
     }
 
     /// All records, one behind the other.
-    pub(super) fn plain(&self) -> Result<Vec<u8>, Invalid> {
+    pub(crate) fn plain(&self) -> Result<Vec<u8>, Invalid> {
         let mut records = self.records.clone();
         for (number, block) in self.blocks.iter().enumerate() {
             let at = |invalid: Invalid| invalid.at(number).within("blocks");

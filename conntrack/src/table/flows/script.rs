@@ -28,6 +28,7 @@ pub(crate) struct FrozenChanges {
     now: Tick,
     ticks: u64,
     next_serial: u64,
+    turn: u64,
 }
 
 impl Flows {
@@ -60,6 +61,7 @@ impl Flows {
             now: clock.tick(now),
             ticks: clock.ticks(now),
             next_serial: self.next_serial,
+            turn: self.turns(),
         })
     }
 }
@@ -83,7 +85,7 @@ impl FrozenChanges {
 
     /// The script, and the save that it leads to.
     pub(crate) fn pack(&self) -> (Vec<u8>, SavePoint) {
-        let Self { v4, v6, gone, base, now, ticks, next_serial, .. } = self;
+        let Self { v4, v6, gone, base, capacity: _, phase: _, now, ticks, next_serial, turn } = self;
         let mut changes: Vec<(u64, Change)> = gone.iter().map(|serial| (*serial, Change::Gone)).collect();
         changed(v4, *now, &mut changes);
         changed(v6, *now, &mut changes);
@@ -121,7 +123,7 @@ impl FrozenChanges {
         if let Some(to) = out.get_mut(4..8) {
             to.copy_from_slice(&count.to_le_bytes());
         }
-        (out, SavePoint { serials: Arc::new(serials), next_serial: *next_serial, ticks: *ticks })
+        (out, SavePoint { serials: Arc::new(serials), next_serial: *next_serial, ticks: *ticks, turn: *turn })
     }
 }
 
