@@ -162,6 +162,7 @@ fn a_link_that_is_missing_wrong_or_in_another_place_is_refused() {
         running.save_delta(true);
     }
     let mut other = Checkpointed::new(64, 2, 600);
+    other.play(40);
     other.save_base();
     other.play(50);
     other.save_delta(true);
