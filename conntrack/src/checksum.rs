@@ -1,44 +1,55 @@
 //! The Internet checksum (RFC 1071) and SCTP's CRC32c (RFC 9260, appendix A), as the trackers verify them.
 
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr};
 
 use crate::headers::{Parsed, udp_lite_coverage};
 use crate::tuple::proto;
 
 /// Sum of 16-bit words in one's complement, not inverted: 0xffff over bytes that include their own right checksum.
+#[inline]
 pub(crate) fn ones_complement_sum(start: u16, bytes: &[u8]) -> u16 {
-    // The sum of words in the machine's order is the sum of words in the network's with its bytes in the machine's order (RFC
-    // 1071, section 2): so no word has to be turned. Two at a time: carries between them are folded in at the end, as 2^16 is 1
-    // in one's complement.
+    folded(u64::from(start.to_be()).wrapping_add(native_sum(bytes)))
+}
+
+/// The sum of words in the order the machine has them, two at a time: carries between them are folded in at the end, as 2^16
+/// is 1 in one's complement, and so are the bytes turned then (RFC 1071, section 2).
+#[inline]
+fn native_sum(bytes: &[u8]) -> u64 {
     let (pairs, rest) = bytes.as_chunks::<4>();
-    let mut last = [0; 4];
-    if let Some(room) = last.get_mut(..rest.len()) {
-        room.copy_from_slice(rest);
-    }
-    let first = u64::from(start.to_be()).wrapping_add(u32::from_ne_bytes(last).into());
-    let mut sum = pairs.iter().fold(first, |sum, pair| sum.wrapping_add(u32::from_ne_bytes(*pair).into()));
+    let sum = pairs.iter().fold(0_u64, |sum, pair| sum.wrapping_add(u64::from(u32::from_ne_bytes(*pair))));
+    let last = match *rest {
+        [a, b, c] => [a, b, c, 0],
+        [a, b] => [a, b, 0, 0],
+        [a] => [a, 0, 0, 0],
+        _ => [0; 4],
+    };
+    sum.wrapping_add(u64::from(u32::from_ne_bytes(last)))
+}
+
+/// A sum of words as one, in the order of the network.
+#[inline]
+fn folded(mut sum: u64) -> u16 {
     while let carry @ 1.. = sum >> 16 {
         sum = (sum & 0xffff).wrapping_add(carry);
     }
-    // Both halves are below 2^16 now: nothing is cut.
+    // Below 2^16 now: nothing is cut.
     u16::from_be((sum & 0xffff) as u16)
 }
 
 /// Whether bytes that contain their own checksum add up.
+#[inline]
 pub(crate) fn adds_up(start: u16, bytes: &[u8]) -> bool {
     ones_complement_sum(start, bytes) == 0xffff
 }
 
 /// Sum over the pseudo header of TCP, UDP and ICMPv6 (RFC 9293 section 3.1, RFC 8200 section 8.1).
 pub(crate) fn pseudo_header_sum(src: IpAddr, dst: IpAddr, proto: u8, len: usize) -> u16 {
-    let mut sum = ones_complement_sum(u16::from(proto), &(len as u64).to_be_bytes());
-    for address in [src, dst] {
-        sum = match address {
-            IpAddr::V4(address) => ones_complement_sum(sum, &address.octets()),
-            IpAddr::V6(address) => ones_complement_sum(sum, &address.octets()),
-        };
-    }
-    sum
+    let of = |address| match address {
+        IpAddr::V4(address) => u64::from(u32::from_ne_bytes(Ipv4Addr::octets(&address))),
+        IpAddr::V6(address) => native_sum(&address.octets()),
+    };
+    let length = native_sum(&(len as u64).to_be_bytes());
+    folded(of(src).wrapping_add(of(dst)).wrapping_add(length).wrapping_add(u64::from(u16::from(proto).to_be())))
 }
 
 /// Whether the transport checksum of a whole datagram holds; true for protocols that have none we know.

@@ -6,6 +6,7 @@ mod follow;
 mod limits;
 mod restore;
 mod save;
+mod sever;
 mod shard;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -23,6 +24,7 @@ pub(crate) use self::limits::{half_open_allows, neighbour};
 pub use self::restore::{NotRestored, Validated};
 use self::restore::{no_events, source_mappings};
 pub use self::save::{FrozenConntrack, FrozenDelta, MergedFlows};
+pub use self::sever::Ending;
 pub(crate) use self::shard::Settings;
 use crate::attachment::{Attached, Attachment};
 use crate::canary::CanaryScan;
@@ -71,6 +73,12 @@ pub enum Refusal {
     /// NAT found no free port or identifier in the rule's range.
     #[error("no free port is left for the translation")]
     NatExhausted,
+    /// A fork has ended the packet's flow, and its sender is to be told.
+    #[error("a fork has reset the flow")]
+    Reset,
+    /// A fork has ended the packet's flow, and its sender is told nothing.
+    #[error("a fork has severed the flow")]
+    Severed,
     /// The packet cannot be translated: a header is cut, or the binding is of the other address family.
     #[error("the packet cannot be translated")]
     Untranslatable,
@@ -185,8 +193,8 @@ impl Conntrack {
         let Attached::Unconfirmed(flow) = &mut attachment.0 else { return Ok(()) };
         self.table.flows_mut().advance(now);
         flow.status |= Status::CONFIRMED;
-        let place = place.filter(|place| self.table.is_current(*place));
-        let inserted = self.table.insert_at(place.unwrap_or_else(|| self.table.place(&flow.orig)), flow);
+        let place = place.filter(|place| self.table.is_current(place));
+        let inserted = self.table.insert_at(&place.unwrap_or_else(|| self.table.place(&flow.orig)), flow);
         self.confirmed(attachment, inserted)
     }
 
@@ -358,7 +366,9 @@ impl Conntrack {
     }
 
     fn report(&mut self, kind: EventKind, slot: Slot) {
-        if let Some(flow) = self.table.flows().record(slot) {
+        if !self.events.has_room() {
+            self.events.lose();
+        } else if let Some(flow) = self.table.flows().record(slot) {
             self.events.push(kind, flow);
         }
     }

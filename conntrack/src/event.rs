@@ -44,11 +44,21 @@ pub(crate) struct EventQueue {
 
 impl EventQueue {
     pub(crate) fn push(&mut self, kind: EventKind, flow: FlowRecord) {
-        if self.events.len() < LIMIT {
+        if self.has_room() {
             self.events.push_back(ConntrackEvent { kind, flow });
         } else {
-            self.lost = self.lost.saturating_add(1);
+            self.lose();
         }
+    }
+
+    /// Whether the next event is kept.
+    pub(crate) fn has_room(&self) -> bool {
+        self.events.len() < LIMIT
+    }
+
+    /// Counts an event that found no room.
+    pub(crate) const fn lose(&mut self) {
+        self.lost = self.lost.saturating_add(1);
     }
 
     pub(crate) fn pop(&mut self) -> Option<ConntrackEvent> {

@@ -236,7 +236,12 @@ fn parse_v4(datagram: &[u8]) -> Result<Parsed, ParseError> {
         Some(header) if header_len >= V4_HEADER => header,
         _ => return Err(ParseError::HeaderLength { found: header_len, expected: found }),
     };
-    if !checksum::adds_up(0, header) {
+    // Nearly all headers are of one length: the sum over it is known to have five terms.
+    let adds_up = match header.first_chunk::<V4_HEADER>() {
+        Some(plain) if header_len == V4_HEADER => checksum::adds_up(0, plain),
+        _ => checksum::adds_up(0, header),
+    };
+    if !adds_up {
         return Err(ParseError::HeaderChecksum);
     }
     let end = usize::from(u16::from_be_bytes([len_high, len_low]));

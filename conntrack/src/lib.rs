@@ -66,8 +66,8 @@ mod wire;
 pub use crate::attachment::{Attachment, Remark};
 pub use crate::canary::{CanaryReport, CanaryScan};
 pub use crate::conntrack::{
-    Ahead, BURST, Config, ConfigError, Conntrack, ConntrackSaved, EarlyDrop, FrozenConntrack, FrozenDelta, Incoming,
-    MergedFlows, NotRestored, Origin, Refusal, Totals, Validated,
+    Ahead, BURST, Config, ConfigError, Conntrack, ConntrackSaved, EarlyDrop, Ending, FrozenConntrack, FrozenDelta,
+    Incoming, MergedFlows, NotRestored, Origin, Refusal, Totals, Validated,
 };
 pub use crate::event::{ConntrackEvent, EventKind};
 pub use crate::flow_diff::{FlowChange, diff_flows};

@@ -89,6 +89,9 @@ impl fmt::Display for FlowRecord {
         if status.contains(Status::ASSURED) {
             f.write_str("[ASSURED] ")?;
         }
+        if status.contains(Status::SEVERED) {
+            f.write_str("[SEVERED] ")?;
+        }
         write!(f, "mark={mark}")?;
         match zone {
             Zone { id: 0, .. } => {}

@@ -5,6 +5,8 @@ use core::fmt;
 use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 
+use crate::tuple::Direction;
+
 /// Conntrack's view of one packet (`ct state` in nft).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -59,6 +61,12 @@ bitflags! {
         const ZONE_ORIG_ONLY = 1 << 9;
         /// Set when the flow leaves the table; seen in DESTROY events only.
         const DYING = 1 << 10;
+        /// A fork has ended the flow: no packet of it passes. Not one of the kernel's bits, like the next two.
+        const SEVERED = 1 << 11;
+        /// Of a severed flow: who sends in the original direction is told so.
+        const TELL_ORIGINAL = 1 << 12;
+        /// Of a severed flow: who sends in the reply direction is told so.
+        const TELL_REPLY = 1 << 13;
     }
 }
 
@@ -69,4 +77,14 @@ impl Status {
     pub const NAT: Self = Self::SRC_NAT.union(Self::DST_NAT);
     /// Bits that a saved flow may carry.
     pub(crate) const SAVABLE: Self = Self::all().difference(Self::DYING);
+    /// The senders of a severed flow that are told.
+    pub const TOLD: Self = Self::TELL_ORIGINAL.union(Self::TELL_REPLY);
+
+    /// Of a severed flow: the bit of who sends in a direction.
+    pub const fn tell(direction: Direction) -> Self {
+        match direction {
+            Direction::Original => Self::TELL_ORIGINAL,
+            Direction::Reply => Self::TELL_REPLY,
+        }
+    }
 }

@@ -80,6 +80,12 @@ drop_reasons! {
     NatNoAddress = 37, "nat_no_address";
     /// The source has as many half-open TCP connections as it may have.
     HalfOpenLimit = 38, "half_open_limit";
+    /// A late packet of a flow that this fork has reset. If its sender has the inside end it was told so again; outside nobody
+    /// is told.
+    ForkReset = 39, "fork_reset";
+    /// A late packet of a flow that this fork has ended, from who is not told so: anybody outside, or anybody at all where
+    /// the fork's rule said drop.
+    ForkSevered = 40, "fork_severed";
 
     /// A rule said drop.
     Rule = 48, "rule";
@@ -120,6 +126,13 @@ drop_reasons! {
     TcpUnacceptable = 88, "tcp_unacceptable";
     /// A TCP segment whose timestamp is older than the last one (RFC 7323, section 5): a wanderer of earlier numbers.
     TcpOldTimestamp = 89, "tcp_old_timestamp";
+    /// The embedder has no place for another flow of those that `tproxy` rules hand to it; the sender was told.
+    ProxyFull = 93, "proxy_full";
+    /// A SYN that came again while its first waits for the embedder's word: the later one waits in its place.
+    OpeningRepeated = 94, "opening_repeated";
+    /// The destination of what a `tproxy` rule has handed to the embedder was not reached; the sender was told, unless the
+    /// destination kept silent.
+    ProxyUnreached = 95, "proxy_unreached";
 
     /// The queue of packets on their way out is full.
     EgressFull = 96, "egress_full";
@@ -176,6 +189,8 @@ impl From<Refusal> for DropReason {
         match refusal {
             Refusal::TableFull => Self::TableFull,
             Refusal::HalfOpenLimit => Self::HalfOpenLimit,
+            Refusal::Reset => Self::ForkReset,
+            Refusal::Severed => Self::ForkSevered,
             Refusal::Clash => Self::ConfirmClash,
             Refusal::NatExhausted => Self::NatNoPort,
             Refusal::Untranslatable => Self::NatUntranslatable,

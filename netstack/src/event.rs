@@ -1,5 +1,6 @@
 //! What the stack tells its embedder, in a queue that is bounded and counts what it lost.
 
+use core::net::IpAddr;
 use std::collections::VecDeque;
 
 use hibernet_conntrack::{ConntrackEvent, CtState, Direction};
@@ -40,8 +41,23 @@ pub struct DropEvent {
     pub iif: Option<LinkId>,
     /// Link it would have left on.
     pub oif: Option<LinkId>,
+    /// Between whom; `None` for what never became a packet, or is not known any more.
+    pub ends: Option<PacketEnds>,
     /// Length of the datagram; 0 for a fragment that had waited and goes with its datagram.
     pub len: usize,
+}
+
+/// Between whom a packet travels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PacketEnds {
+    /// Its source.
+    pub src: IpAddr,
+    /// Its destination.
+    pub dst: IpAddr,
+    /// Layer 4 protocol (IANA).
+    pub proto: u8,
+    /// Source and destination port, where the protocol has them and they are in this packet.
+    pub ports: Option<(u16, u16)>,
 }
 
 /// A packet as a `log` rule saw it.

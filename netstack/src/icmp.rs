@@ -29,6 +29,8 @@ pub(crate) enum IcmpError {
     Host,
     /// Nobody listens at the port, or a rule refuses.
     Port,
+    /// A rule forbids it, and says so.
+    Prohibited,
     /// Nothing here speaks the protocol.
     Protocol,
 }
@@ -67,6 +69,7 @@ fn error_v4(bytes: &[u8], parsed: &Parsed, error: IcmpError, source: IpAddr, id:
         IcmpError::TooBig { mtu } => (3, 4, mtu.min(0xffff)),
         IcmpError::Host => (3, 1, 0),
         IcmpError::Port => (3, 3, 0),
+        IcmpError::Prohibited => (3, 13, 0),
         IcmpError::Protocol => (3, 2, 0),
     };
     let quote = bytes.get(..bytes.len().min(V4_QUOTE))?;
@@ -92,6 +95,7 @@ fn error_v6(bytes: &[u8], parsed: &Parsed, error: IcmpError, source: IpAddr) -> 
         IcmpError::TooBig { mtu } => (2, 0, mtu),
         IcmpError::Host => (1, 3, 0),
         IcmpError::Port => (1, 4, 0),
+        IcmpError::Prohibited => (1, 1, 0),
         IcmpError::Protocol => (4, 1, next_header_at(bytes, parsed.header_len)),
     };
     let quote = bytes.get(..bytes.len().min(V6_QUOTE))?;

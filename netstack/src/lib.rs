@@ -120,23 +120,25 @@ pub use crate::device::{HookedConfig, HookedDevice, HookedError, HookedRxToken, 
 pub use crate::diff::{Difference, diff_images, flow_name};
 pub use crate::drop_reason::DropReason;
 pub use crate::ethernet::{MacAddr, MacAddrError, NeighbourEntry, NeighbourState};
-pub use crate::event::{DropEvent, LogEvent, StackEvent};
+pub use crate::event::{DropEvent, LogEvent, PacketEnds, StackEvent};
 pub use crate::fragments::FragmentLimits;
 pub use crate::hook::{Hook, HookRow, HookRowKind, priority};
 pub use crate::image::DeltaBase;
 pub use crate::link::{LinkConfig, LinkId, Medium};
 pub use crate::local::{
-    Congestion, ListenOptions, LocalError, LocalLimits, LocalServices, PingReply, PingSocket, ReceiveLimits,
-    SocketError, StreamError, StreamOptions, StreamState, TcpListener, TcpStream, UdpDatagram, UdpSocket,
+    Congestion, ListenOptions, LocalError, LocalLimits, LocalServices, Opening, PingReply, PingSocket, Proxied,
+    ProxyDatagram, ProxyEcho, ReceiveLimits, SocketError, StreamError, StreamOptions, StreamState, TcpListener,
+    TcpStream, UdpDatagram, UdpSocket, Unreached,
 };
 pub use crate::offload::{ChecksumState, Ingress, LinkOffloads, Offload, Segmentation, SegmentationKind};
 pub use crate::packet::{Keeper, Packet, Verdict};
 pub use crate::reject::RejectWith;
 pub use crate::report::{
-    FlowOutcome, FlowReport, RebuildFault, ResetCause, RestoreReport, StreamOutcome, StreamReport,
+    DropCause, FlowOutcome, FlowReport, RebuildFault, ResetCause, RestoreReport, StreamOutcome, StreamReport,
 };
 pub use crate::restore::{
-    ClonePolicy, Decoded, Rehashed, RestoreError, RestorePolicy, Supplied, TimePolicy, Validated, base_of,
+    ClonePolicy, Decoded, FlowDirection, FlowState, ForkAction, ForkMatch, ForkRule, ForkRules, ForkRulesError,
+    MarkMatch, Rehashed, RestoreError, RestorePolicy, Supplied, TimePolicy, Validated, base_of,
 };
 pub use crate::route::{Route, RouteError};
 pub use crate::rules::{

@@ -5,6 +5,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use hibernet_conntrack::{Attachment, Parsed, Zone, parse, proto};
 
 use crate::drop_reason::DropReason;
+use crate::event::PacketEnds;
 use crate::fragments::Cuts;
 use crate::link::LinkId;
 use crate::offload::{Offload, segments};
@@ -32,6 +33,8 @@ pub struct Packet {
     /// Whether it came in a frame to a group: it is not routed on, and its sender is told nothing (RFC 1122, section 3.2.2).
     pub(crate) link_group: bool,
     pub(crate) local: bool,
+    /// A rule hands it to this host, whatever its destination is.
+    pub(crate) tproxy: bool,
     /// How it came, if reassembly has put it together.
     pub(crate) reassembled: Option<Cuts>,
     offload: Offload,
@@ -82,7 +85,21 @@ impl Packet {
     /// The copy belongs to the same flow if that is in the table. A new flow stays with the original, and ends with it when
     /// it is dropped; the copy is then exempt from tracking.
     pub fn duplicate(&self) -> Self {
-        let Self { frame, at, parsed, attachment, zone, iif, oif, via, link_group, local, reassembled, offload } = self;
+        let Self {
+            frame,
+            at,
+            parsed,
+            attachment,
+            zone,
+            iif,
+            oif,
+            via,
+            link_group,
+            local,
+            tproxy,
+            reassembled,
+            offload,
+        } = self;
         Self {
             frame: frame.clone(),
             at: *at,
@@ -94,6 +111,7 @@ impl Packet {
             via: *via,
             link_group: *link_group,
             local: *local,
+            tproxy: *tproxy,
             reassembled: reassembled.clone(),
             offload: *offload,
         }
@@ -105,12 +123,12 @@ impl Packet {
         self.via = hop.via;
     }
 
-    /// A fragment or segment of it, cut on the way out.
+    /// A fragment or segment of it, cut on the way out or to a socket.
     pub(crate) fn piece(&self, bytes: Vec<u8>, offload: Offload) -> Result<Self, DropReason> {
-        let Self { frame: _, at: _, parsed: _, attachment, zone, iif, oif, via, link_group, local, .. } = self;
+        let Self { frame: _, at: _, parsed: _, attachment, zone, iif, oif, via, link_group, local, tproxy, .. } = self;
         let attachment = attachment.for_duplicate();
-        let (zone, oif, via, link_group) = (*zone, *oif, *via, *link_group);
-        Ok(Self { attachment, zone, oif, via, link_group, ..Self::new(bytes, 0, offload, *iif, *local)? })
+        let (zone, oif, via, link_group, tproxy) = (*zone, *oif, *via, *link_group, *tproxy);
+        Ok(Self { attachment, zone, oif, via, link_group, tproxy, ..Self::new(bytes, 0, offload, *iif, *local)? })
     }
 
     /// Its segments as packets, with complete checksums or, if `partial`, with missing ones; none if it is one segment.
@@ -235,6 +253,12 @@ impl Packet {
         }
     }
 
+    /// Between whom it travels.
+    pub(crate) fn ends(&self) -> PacketEnds {
+        let Subject { src, dst, proto, ports, .. } = self.subject(None);
+        PacketEnds { src, dst, proto, ports }
+    }
+
     /// Takes one from time to live or hop limit, with IPv4's checksum brought after (RFC 1624, equation 3).
     pub(crate) fn age(&mut self) {
         self.parsed.ttl = self.parsed.ttl.saturating_sub(1);
@@ -291,6 +315,7 @@ impl Packet {
             via: None,
             link_group: false,
             local,
+            tproxy: false,
             reassembled: None,
             offload,
         })

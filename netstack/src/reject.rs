@@ -17,6 +17,8 @@ pub enum RejectWith {
     PortUnreachable,
     /// TCP reset.
     TcpReset,
+    /// ICMP communication administratively prohibited.
+    AdminProhibited,
 }
 
 /// The ends, numbers and flags of a reset.

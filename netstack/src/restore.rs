@@ -2,9 +2,14 @@
 //!
 //! Only the last has `ingress`, and its rules are in force before it exists. A failed step leaves nothing behind.
 
+mod fork;
+mod fork_rules;
+mod policy;
 mod reset;
+mod sides;
 #[cfg(test)]
 mod tests;
+mod time;
 
 use std::collections::VecDeque;
 
@@ -16,6 +21,14 @@ use hibernet_snapshot::{Entropy, GenerationId, Instant, Invalid, Redraw, Snapsho
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+use self::fork::Plan;
+pub use self::fork_rules::{
+    FlowDirection, FlowState, ForkAction, ForkMatch, ForkRule, ForkRules, ForkRulesError, MarkMatch,
+};
+pub use self::policy::{ClonePolicy, RestorePolicy, TimePolicy};
+use self::sides::Sides;
+use self::time::Timed;
+pub(crate) use self::time::nearer;
 use crate::ethernet::{CheckedNeighbours, NeighboursSection};
 use crate::event::EventQueue;
 use crate::fragments::{Defragmenter, FragmentsSection};
@@ -25,7 +38,7 @@ use crate::image::{
 };
 use crate::link::Links;
 use crate::local::{Datagrams, DatagramsSection, Local, LocalLimits, LocalServices, StreamReset, TcpSection};
-use crate::report::{FlowOutcome, RestoreReport};
+use crate::report::{FlowOutcome, ResetCause, RestoreReport};
 use crate::route::RouteTable;
 use crate::rules::Rules;
 use crate::stack::{ConfigError, QueueLimits, Stack, checked_links};
@@ -73,35 +86,11 @@ pub struct Validated {
 pub struct Rehashed {
     stack: Stack,
     report: RestoreReport,
+    /// Of connections of the host itself that could not be rebuilt.
     resets: Vec<StreamReset>,
+    /// What a fork has to tell the inside.
+    told: Vec<Vec<u8>>,
     now: Instant,
-}
-
-/// How an image becomes a stack.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct RestorePolicy {
-    /// Whether the saved stack may still live.
-    pub clone: ClonePolicy,
-    /// What the time between save and restore counts for.
-    pub time: TimePolicy,
-}
-
-/// Whether the saved stack may still live.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub enum ClonePolicy {
-    /// It is gone: this stack is the only heir, and every flow goes on.
-    #[default]
-    Move,
-}
-
-/// What the time between save and restore counts for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub enum TimePolicy {
-    /// Nothing: timers go on where they were.
-    #[default]
-    Freeze,
 }
 
 /// What the embedder hands in for the restored stack.
@@ -214,6 +203,14 @@ pub enum RestoreError {
     /// The flows or settings of connection tracking cannot be.
     #[error("section {section}: {0}", section = CONNTRACK)]
     Conntrack(#[from] hibernet_conntrack::NotRestored),
+    /// The policy names a link that the image does not have.
+    #[error("the restore policy names the link `{name}`, which the image does not have: it has {known}")]
+    NoSuchLink {
+        /// The name.
+        name: String,
+        /// Those it has.
+        known: String,
+    },
 }
 
 impl Decoded {
@@ -365,21 +362,49 @@ impl Validated {
             rules,
             services,
             stats,
-            conntrack,
-            fragments,
-            tcp,
+            mut conntrack,
+            mut fragments,
+            mut tcp,
             datagrams,
-            neighbours,
+            mut neighbours,
             now,
         } = self;
-        let RestorePolicy { clone: ClonePolicy::Move, time: TimePolicy::Freeze } = policy;
+        let RestorePolicy { clone, time, elapsed, inside } = policy;
+        let unknown = |name| {
+            let known: Vec<&str> = links.configured().iter().map(|link| link.name.as_str()).collect();
+            RestoreError::NoSuchLink { name, known: known.join(", ") }
+        };
+        let sides = Sides::new(&links, &routes, &inside).map_err(unknown)?;
+        let counted = time.counted(elapsed);
+        let timed =
+            Timed { conntrack: &mut conntrack, fragments: &mut fragments, neighbours: &mut neighbours, tcp: &mut tcp };
+        time::pass(timed, counted, &sides, now);
         let records = conntrack.flows();
+        let (mut fragments_dropped, mut waiting_dropped) = (0, 0);
+        let plan = match &clone {
+            ClonePolicy::Move => Plan::default(),
+            ClonePolicy::Fork(rules) => {
+                fragments_dropped = fragments.forget(|number| !sides.is_inside_at(number));
+                waiting_dropped = neighbours.forget_waiting(|link| !sides.is_inside(link));
+                Plan::new(rules, &records, &mut tcp, &sides).map_err(unknown)?
+            }
+        };
+        plan.sever(&mut conntrack);
+        if !counted.is_zero() {
+            conntrack.retain(|flow| !flow.remaining.is_zero());
+        }
         let conntrack = conntrack.rehash_with(&mut entropy, options)?;
         let mut local = Local::new(services, LocalLimits::default(), &links, &mut entropy);
         let rebuilt = local.restore_tcp(tcp, now);
-        let flows = reset::sort_out(&records, &rebuilt.streams);
-        let mut report = RestoreReport::new(generation, flows, rebuilt.streams);
+        let Plan { streams, resets: told, .. } = &plan;
+        let flows = reset::sort_out(&records, &rebuilt.streams, &plan);
+        let mut streams = [streams.as_slice(), &rebuilt.streams].concat();
+        streams.sort_by_key(|stream| stream.stream);
+        let mut report = RestoreReport::new(generation, flows, streams);
         report.cookies_lost = rebuilt.cookies_lost;
+        (report.elapsed, report.counted) = (elapsed, counted);
+        (report.fragments_dropped, report.waiting_dropped) = (fragments_dropped, waiting_dropped);
+        let told = told.clone();
         let mut lineage = parents;
         lineage.push(generation);
         let queues = QueueLimits::default();
@@ -402,7 +427,8 @@ impl Validated {
             told: now,
             chain: None,
         };
-        Ok(Rehashed { stack, report, resets: rebuilt.resets, now })
+        report.instance = entropy.public_id();
+        Ok(Rehashed { stack, report, resets: rebuilt.resets, told, now })
     }
 }
 
@@ -410,8 +436,13 @@ impl Rehashed {
     /// Opens the stack for traffic. Peers of connections that cannot go on are reset at once: the resets are the first
     /// packets in [`Stack::egress`], and pass OUTPUT and NAT as any packet of this host does.
     pub fn open(self, supplied: Supplied) -> (Stack, RestoreReport) {
-        let Self { mut stack, mut report, resets, now } = self;
+        let Self { mut stack, mut report, resets, told, now } = self;
         let Supplied { queues, local } = supplied;
+        // They are as many as the flows they end: each is told, however long the queue is to be later.
+        stack.queues.egress = usize::MAX;
+        for datagram in told {
+            stack.tell_inside(datagram, now);
+        }
         stack.queues = queues;
         stack.events = EventQueue::new(queues.events);
         stack.local.set_limits(local);
@@ -425,9 +456,13 @@ impl Rehashed {
     /// Opens the stack as hooks around a device. Connections of the host behind them are its own: none is reset.
     pub(crate) fn open_as_hooks(mut self, supplied: Supplied) -> (Stack, RestoreReport) {
         self.resets.clear();
+        self.told.clear();
         for flow in &mut self.report.flows {
-            flow.outcome = FlowOutcome::Kept;
+            if let FlowOutcome::Reset(ResetCause::LocalStream(_)) = flow.outcome {
+                flow.outcome = FlowOutcome::Kept;
+            }
         }
+        self.report.count();
         self.open(supplied)
     }
 

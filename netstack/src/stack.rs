@@ -437,6 +437,7 @@ impl LocalSendError {
         match self.reason {
             DropReason::NoRoute => Errno::NetworkUnreachable,
             DropReason::PacketTooBig | DropReason::TooLong => Errno::MessageSize,
+            DropReason::ForkReset | DropReason::ForkSevered => Errno::ConnectionRefused,
             DropReason::SocketBufferFull | DropReason::EgressFull => Errno::Again,
             DropReason::NotIp
             | DropReason::HeaderLength

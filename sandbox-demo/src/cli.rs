@@ -1,8 +1,12 @@
 //! The command line.
 
+mod gateway;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
 
 use clap::ArgGroup;
 use clap::Args;
@@ -10,14 +14,19 @@ use clap::Parser;
 use clap::Subcommand;
 use hibernet_netstack::Cidr;
 
+use self::gateway::GatewayArgs;
 use crate::commands;
 use crate::control::SaveForm;
 use crate::control::SaveKind;
 use crate::demo;
 use crate::demo::LinkChoice;
-use crate::gateway;
+use crate::egress;
+use crate::egress::EgressLimits;
+use crate::egress::EgressOptions;
 use crate::gateway::ImageFiles;
 use crate::gateway::Start;
+use crate::gateway::run;
+use crate::gateway::serve_guest;
 use crate::link::LinkSpec;
 use crate::netns;
 use crate::peers;
@@ -79,6 +88,33 @@ enum Command {
     /// --restore goes on with them under new keys. Clients notice a pause.
     #[command(after_long_help = SERVE_EXAMPLE)]
     Serve(ServeArgs),
+    /// Run the network of one guest, such as a virtual machine of QEMU, without privileges.
+    ///
+    /// The guest's network card is a unix socket. The gateway gives the guest an address by DHCP, forwards its DNS questions,
+    /// answers ARP, neighbour discovery and pings, takes connections to the host in to it, and with an uplink lets it out. All
+    /// of it is saved with `sandbox-demo save` and goes on in another process. What the guest may not do is refused at once.
+    #[command(after_long_help = gateway::EXAMPLE)]
+    Gateway(GatewayArgs),
+    /// Check an egress policy, or give a running gateway another.
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
+    /// Print a gateway's last events: why packets were dropped, and what rules have logged.
+    ///
+    /// The newest 4,096 are kept, each with a number.
+    Events {
+        /// Only those behind this number.
+        #[arg(long, value_name = "NUMBER")]
+        after: Option<u64>,
+        #[command(flatten)]
+        control: Control,
+    },
+    /// Print how many host sockets a gateway's guests have, and the egress policy.
+    Egress {
+        #[command(flatten)]
+        control: Control,
+    },
     /// Save a running gateway or server to a file.
     ///
     /// The file appears whole or not at all, readable by its owner only. It holds flows, NAT bindings, rules and users'
@@ -173,6 +209,41 @@ enum Command {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Read a policy file and print what it means; exit code 1 with the line if it cannot be read.
+    #[command(after_long_help = POLICY_EXAMPLE)]
+    Check {
+        /// The policy file (TOML).
+        file: PathBuf,
+    },
+    /// Put a policy file in force in a running gateway, at once.
+    ///
+    /// New flows meet the new rules. Flows that the new policy does not allow end: TCP connections are reset on both sides.
+    Load {
+        /// The policy file (TOML).
+        file: PathBuf,
+        #[command(flatten)]
+        control: Control,
+    },
+}
+
+/// Egress by the host's own sockets.
+#[derive(Debug, Args)]
+struct EgressArgs {
+    /// Let guests out by this process's own sockets, which takes no privileges, as far as this policy allows
+    /// (see `policy check`). A restored gateway that was saved with a policy needs none: its image's is in force from the first frame,
+    /// and a file given here replaces it before that.
+    #[arg(long = "egress-policy", value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Most TCP connections of guests by host sockets, and as many flows of UDP.
+    #[arg(long = "egress-flows", value_name = "NUMBER", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    flows: u32,
+    /// How long a host socket may connect, in seconds. Linux gives up after 127.
+    #[arg(long = "egress-connect-timeout", value_name = "SECONDS", default_value_t = 127, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    connect: u64,
+}
+
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("start").required(true))]
 struct RunArgs {
@@ -235,14 +306,65 @@ struct RunPlace {
     /// (`tun:NAME@/run/netns/guest`). Give it once per link.
     #[arg(long = "link", value_name = "DEVICE", required = true)]
     links: Vec<LinkSpec>,
+    /// Whether the devices leave checksums and segmentation to each other: packets of 64 KiB then pass whole, and TCP is
+    /// several times as fast. `on`, `off`, or the names of the links where it is on.
+    #[arg(long, value_name = "on|off|LINK,..", default_value = "on")]
+    offload: OffloadChoice,
     /// Pass no traffic until `sandbox-demo resume`.
     #[arg(long)]
     hold: bool,
+    #[command(flatten)]
+    egress: EgressArgs,
     #[command(flatten)]
     control: Control,
     /// End with the process of this id.
     #[arg(long, hide = true)]
     parent: Option<u32>,
+}
+
+/// Links with offload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum OffloadChoice {
+    On,
+    Off,
+    Of(Vec<String>),
+}
+
+impl FromStr for OffloadChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            names if names.split(',').all(|name| !name.is_empty()) => {
+                Ok(Self::Of(names.split(',').map(str::to_owned).collect()))
+            }
+            other => Err(format!("found `{other}`, expected `on`, `off` or names of links with commas between")),
+        }
+    }
+}
+
+impl OffloadChoice {
+    /// The devices, each with its choice.
+    fn choose(&self, links: &[LinkSpec]) -> anyhow::Result<Vec<LinkSpec>> {
+        if let Self::Of(names) = self {
+            for name in names {
+                let known: Vec<&str> = links.iter().map(LinkSpec::name).collect();
+                anyhow::ensure!(
+                    known.contains(&name.as_str()),
+                    "--offload names the link {name}, which is none of {}",
+                    known.join(", ")
+                );
+            }
+        }
+        let chosen = |link: &LinkSpec| match self {
+            Self::On => true,
+            Self::Off => false,
+            Self::Of(names) => names.iter().any(|name| name == link.name()),
+        };
+        Ok(links.iter().map(|link| link.clone().with_offload(chosen(link))).collect())
+    }
 }
 
 #[derive(Debug, Args)]
@@ -263,6 +385,7 @@ impl Cli {
                 at.run(&start.ok_or_else(|| anyhow::anyhow!("give --config or --restore"))?, json)?;
             }
             Command::Serve(args) => serve::serve(args.options(json))?,
+            Command::Gateway(args) => serve_guest(args.options(json))?,
             Command::Restore { images, seal_key, at } => {
                 at.run(&Start::Restored(ImageFiles { paths: images, seal_key }), json)?;
             }
@@ -278,6 +401,12 @@ impl Cli {
             Command::List { control } => commands::list(&control.socket, json)?,
             Command::Neighbours { control } => commands::neighbours(&control.socket, json)?,
             Command::Hooks { control } => commands::hooks(&control.socket, json)?,
+            Command::Policy { command: PolicyCommand::Check { file } } => commands::policy_check(&file, json)?,
+            Command::Policy { command: PolicyCommand::Load { file, control } } => {
+                commands::policy_load(&file, &control.socket, json)?;
+            }
+            Command::Events { after, control } => commands::events(&control.socket, after, json)?,
+            Command::Egress { control } => commands::egress(&control.socket, json)?,
             Command::Stats { control } => commands::stats(&control.socket, json)?,
             Command::Inspect { images, seal_key } => {
                 commands::inspect(&ImageFiles { paths: images, seal_key }, json)?;
@@ -297,7 +426,17 @@ impl RunPlace {
         if let Some(parent) = self.parent {
             netns::die_with(parent)?;
         }
-        gateway::run(start, &self.links, &self.control.socket, self.hold, json)
+        let links = self.offload.choose(&self.links)?;
+        let EgressArgs { policy, flows, connect } = &self.egress;
+        let mut engine = start.engine(&links)?;
+        if policy.is_some() || egress::has_policy(engine.stack().0.rules()) {
+            let most = *flows as usize;
+            let connect = Duration::from_secs(*connect);
+            let limits = EgressLimits { tcp: most, udp: most, connect, ..EgressLimits::default() };
+            let options = EgressOptions { policy: policy.clone(), limits };
+            return egress::run(engine, &links, &self.control.socket, self.hold, json, &options);
+        }
+        run(engine, &links, &self.control.socket, self.hold, json)
     }
 }
 
@@ -325,6 +464,8 @@ const EXAMPLE: &str = concat!(
      The device should have no IP addresses of its own, and offloads must be off. Rules must let ICMPv6 in (chain input) \
      for neighbour discovery to work, as in nft."
 );
+
+const POLICY_EXAMPLE: &str = concat!("An example policy:\n\n", include_str!("../example-egress.toml"));
 
 const SERVE_EXAMPLE: &str = "\
 An example, as root; the client is the kernel of a namespace:

@@ -18,6 +18,7 @@ mod clock;
 mod commands;
 mod control;
 mod demo;
+mod egress;
 mod fault;
 mod gateway;
 mod huge_pages;

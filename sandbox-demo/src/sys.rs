@@ -59,29 +59,70 @@ pub(crate) fn widen_filter(socket: BorrowedFd<'_>, device: u32, all: bool) -> io
     set_packet_option(socket, libc::PACKET_ADD_MEMBERSHIP, &request)
 }
 
-/// Sends one IP datagram through a packet socket to the given hardware address; through a raw one, a frame.
-pub(crate) fn send_packet(
+/// Where a message of a packet socket goes, and its parts in order.
+pub(crate) struct PacketMessage<'a> {
+    /// The hardware address; of no meaning for a raw socket.
+    pub(crate) to: [u8; 6],
+    /// What the frame carries.
+    pub(crate) ethertype: u16,
+    /// What is sent, one behind the other.
+    pub(crate) parts: [&'a [u8]; 3],
+}
+
+/// Sends messages through a packet socket, in order, as many as the device takes at once: how many it took, or why not even
+/// the first. No more than [`SEND_BURST`] are taken.
+pub(crate) fn send_packets(
     socket: BorrowedFd<'_>,
     device: u32,
-    to: [u8; 6],
-    ethertype: u16,
-    datagram: &[u8],
-) -> rustix::io::Result<()> {
-    let address = packet_address(device, ethertype, to);
-    // SAFETY: the pointers cover `datagram` and `address`, both alive through the call, with their true lengths.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            datagram.as_ptr().cast(),
-            datagram.len(),
-            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-            std::ptr::from_ref(&address).cast(),
-            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-        )
-    };
-    if sent < 0 {
-        return Err(last_errno());
+    messages: &[PacketMessage<'_>],
+) -> rustix::io::Result<usize> {
+    let count = messages.len().min(SEND_BURST);
+    let mut addresses = [const { packet_address(0, 0, [0; 6]) }; SEND_BURST];
+    let mut parts = [[libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 3]; SEND_BURST];
+    // SAFETY: an mmsghdr is integers and pointers, for all of which zero is a valid value.
+    let mut headers: [libc::mmsghdr; SEND_BURST] = unsafe { std::mem::zeroed() };
+    for (((message, address), parts), header) in messages.iter().zip(&mut addresses).zip(&mut parts).zip(&mut headers) {
+        *address = packet_address(device, message.ethertype, message.to);
+        for (to, part) in parts.iter_mut().zip(message.parts) {
+            *to = libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() };
+        }
+        header.msg_hdr.msg_name = std::ptr::from_mut(address).cast();
+        header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        header.msg_hdr.msg_iov = parts.as_mut_ptr();
+        header.msg_hdr.msg_iovlen = parts.len() as _;
     }
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the first `count` headers lead to addresses and parts in the arrays above and to the messages' bytes, all
+    // alive through the call with their true lengths; sending reads the bytes only.
+    let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), count as u32, flags as _) };
+    if sent < 0 { Err(last_errno()) } else { Ok(sent as usize) }
+}
+
+/// Lets a packet socket say of its frames, and be told, which checksums are missing and what is to be cut: a
+/// `virtio_net_hdr` stands in front of each. To be called before anything is received.
+pub(crate) fn speak_of_offloads(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_packet_option(socket, libc::PACKET_VNET_HDR, &1_i32)
+}
+
+/// Reads one frame of a TUN or TAP device behind what is in `frame` now, which should be nothing: into its spare room, of
+/// which there must be enough. If there is a `header` the device says that first.
+pub(crate) fn read_tun(
+    tun: BorrowedFd<'_>,
+    header: Option<&mut [u8; VNET_HEADER]>,
+    frame: &mut Vec<u8>,
+) -> rustix::io::Result<()> {
+    let (header, header_length) = header.map_or((std::ptr::null_mut(), 0), |bytes| (bytes.as_mut_ptr(), bytes.len()));
+    let room = frame.spare_capacity_mut();
+    let parts = [
+        libc::iovec { iov_base: header.cast(), iov_len: header_length },
+        libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() },
+    ];
+    // SAFETY: both parts are valid for writes of their lengths; the kernel only writes, so the room need not be initialised.
+    let read = unsafe { libc::readv(tun.as_raw_fd(), parts.as_ptr(), parts.len() as c_int) };
+    let Ok(read) = usize::try_from(read) else { return Err(last_errno()) };
+    let length = frame.len() + read.saturating_sub(header_length);
+    // SAFETY: the kernel has written that many bytes into the room, which begins where the vector ended.
+    unsafe { frame.set_len(length) };
     Ok(())
 }
 
@@ -109,6 +150,7 @@ pub(crate) struct PacketRing {
     base: NonNull<u8>,
     length: usize,
     frame_size: usize,
+    block_size: usize,
     frames: usize,
     next: usize,
 }
@@ -125,15 +167,22 @@ pub(crate) struct RingFrame<'a> {
     pub(crate) truncated: bool,
     /// The sender left the checksum to hardware that does not exist.
     pub(crate) checksum_missing: bool,
+    /// What the kernel says of offloads, if the socket was told to ([`speak_of_offloads`]).
+    pub(crate) vnet: [u8; VNET_HEADER],
 }
 
 impl PacketRing {
-    /// Gives `socket` a ring of `frames` slots for datagrams of up to `mtu` bytes.
-    pub(crate) fn attach(socket: BorrowedFd<'_>, mtu: u32, frames: usize) -> io::Result<Self> {
+    /// Gives `socket` a ring of `frames` slots for datagrams of up to `largest` bytes.
+    pub(crate) fn attach(socket: BorrowedFd<'_>, largest: u32, frames: usize) -> io::Result<Self> {
         set_packet_option(socket, libc::PACKET_VERSION, &(libc::tpacket_versions::TPACKET_V2 as c_int))?;
         // Header, address and alignment take less than 128 bytes of a slot.
-        let frame_size = (mtu as usize).saturating_add(128).next_power_of_two().max(2048);
-        let block_size = frame_size.max(1 << 16);
+        let needed = (largest as usize).saturating_add(128);
+        // A power of two wastes little of a page; of 64 KiB it would waste half.
+        let (frame_size, block_size) = match needed {
+            ..=0x8000 => (needed.next_power_of_two().max(2048), 1 << 16),
+            _ => (needed.next_multiple_of(1 << 11), needed.next_multiple_of(1 << 11) * 15),
+        };
+        let block_size = block_size.next_multiple_of(1 << 12);
         let blocks = (frame_size.saturating_mul(frames)).div_ceil(block_size);
         let frames = blocks * (block_size / frame_size);
         let request = libc::tpacket_req {
@@ -156,12 +205,14 @@ impl PacketRing {
             )?
         };
         let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::other("the ring was mapped at zero"))?;
-        Ok(Self { base, length, frame_size, frames, next: 0 })
+        Ok(Self { base, length, frame_size, block_size, frames, next: 0 })
     }
 
     /// Hands the next received frame to `handle` and gives its slot back; false if none waits.
     pub(crate) fn take(&mut self, handle: impl FnOnce(RingFrame<'_>)) -> bool {
-        let offset = self.next * self.frame_size;
+        // A frame does not reach from one block into the next.
+        let per_block = self.block_size / self.frame_size;
+        let offset = self.next / per_block * self.block_size + self.next % per_block * self.frame_size;
         // SAFETY: `next < frames`, so the slot lies within the mapping; slots are 2048-aligned, and the status is the
         // header's first word, which the kernel and we access atomically only.
         let status = unsafe { &*self.base.as_ptr().add(offset).cast::<AtomicU32>() };
@@ -200,6 +251,7 @@ fn read_slot(slot: &[u8], flags: u32) -> Option<RingFrame<'_>> {
     let address = size_of::<libc::tpacket2_hdr>().next_multiple_of(libc::TPACKET_ALIGNMENT);
     let ethertype = u16::from_be(half(address + std::mem::offset_of!(libc::sockaddr_ll, sll_protocol))?);
     let bytes = slot.get(start..start.checked_add(kept as usize)?)?;
+    let vnet = slot.get(start.saturating_sub(VNET_HEADER)..).and_then(<[u8]>::first_chunk).copied().unwrap_or_default();
     let vlan = if flags & libc::TP_STATUS_VLAN_VALID == 0 {
         None
     } else {
@@ -212,6 +264,7 @@ fn read_slot(slot: &[u8], flags: u32) -> Option<RingFrame<'_>> {
         vlan,
         truncated: kept < on_wire,
         checksum_missing: flags & libc::TP_STATUS_CSUMNOTREADY != 0,
+        vnet,
     })
 }
 
@@ -232,12 +285,24 @@ pub(crate) fn set_device_feature(device: &str, command: u32, on: bool) -> rustix
 }
 
 /// Attaches an open `/dev/net/tun` to the TUN device `device`, or to the TAP device if `frames`, making it if there is none.
-pub(crate) fn attach_tun(tun: &OwnedFd, device: &str, frames: bool) -> rustix::io::Result<()> {
+/// With `offload` there is a `virtio_net_hdr` in front of what is read and written.
+pub(crate) fn attach_tun(tun: &OwnedFd, device: &str, frames: bool, offload: bool) -> rustix::io::Result<()> {
     let mut request = device_request(device)?;
     let kind = if frames { libc::IFF_TAP } else { libc::IFF_TUN };
-    request.ifr_ifru.ifru_flags = (kind | libc::IFF_NO_PI) as i16;
+    let header = if offload { libc::IFF_VNET_HDR } else { 0 };
+    request.ifr_ifru.ifru_flags = (kind | libc::IFF_NO_PI | header) as i16;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which outlives the call.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
+    if result < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// Says what the kernel may leave undone of what is read from a TUN device with headers: checksums, TCP's segmentation, and
+/// if `udp` UDP's.
+pub(crate) fn set_tun_offloads(tun: &OwnedFd, udp: bool) -> rustix::io::Result<()> {
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    let udp = if udp { libc::TUN_F_USO4 | libc::TUN_F_USO6 } else { 0 };
+    // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no memory of ours.
+    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(tcp | udp)) };
     if result < 0 { Err(last_errno()) } else { Ok(()) }
 }
 
@@ -261,9 +326,8 @@ fn device_request(device: &str) -> rustix::io::Result<libc::ifreq> {
     Ok(request)
 }
 
-fn packet_address(device: u32, ethertype: u16, hardware: [u8; 6]) -> libc::sockaddr_ll {
-    let mut sll_addr = [0; 8];
-    sll_addr[..6].copy_from_slice(&hardware);
+const fn packet_address(device: u32, ethertype: u16, hardware: [u8; 6]) -> libc::sockaddr_ll {
+    let [a, b, c, d, e, f] = hardware;
     libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
         sll_protocol: ethertype.to_be(),
@@ -271,7 +335,7 @@ fn packet_address(device: u32, ethertype: u16, hardware: [u8; 6]) -> libc::socka
         sll_hatype: 0,
         sll_pkttype: 0,
         sll_halen: 6,
-        sll_addr,
+        sll_addr: [a, b, c, d, e, f, 0, 0],
     }
 }
 
@@ -292,6 +356,11 @@ fn set_packet_option<T>(socket: BorrowedFd<'_>, option: c_int, value: &T) -> io:
 fn checked(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
+
+/// Length of `virtio_net_hdr` as TUN, TAP and packet sockets have it by themselves.
+pub(crate) const VNET_HEADER: usize = 10;
+/// Most messages that one call sends.
+pub(crate) const SEND_BURST: usize = 64;
 
 fn last_errno() -> rustix::io::Errno {
     rustix::io::Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(rustix::io::Errno::IO)

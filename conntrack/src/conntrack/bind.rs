@@ -9,7 +9,9 @@ use super::{Conntrack, Refusal};
 use crate::attachment::{Attached, Attachment, Binding};
 use crate::event::EventKind;
 use crate::headers::{Parsed, parse};
-use crate::nat::{Manip, NatRange, OneTable, Search, Surroundings, rewrite, rewrite_quoted, translation, unique_tuple};
+use crate::nat::{
+    Manip, NatRange, OneTable, Search, Surroundings, bit_of, rewrite, rewrite_quoted, translation, unique_tuple,
+};
 use crate::protocol::{ProtocolState, TcpState};
 use crate::status::{CtState, Status};
 use crate::tuple::{Direction, Tuple, Zone, proto};
@@ -37,7 +39,36 @@ impl Conntrack {
     /// Translates a packet as its flow's binding says; `true` if anything changed. INVALID and UNTRACKED packets, and those
     /// whose flow has left the table, pass as they are.
     pub fn nat_translate(&self, attachment: &Attachment, manip: Manip, datagram: &mut [u8]) -> Result<bool, Refusal> {
-        self.binding(attachment).map_or(Ok(false), |bound| translate(&bound, manip, datagram))
+        let Some(translation) = self.translation(attachment, manip) else { return Ok(false) };
+        let Ok(parsed) = parse(datagram) else { return Err(Refusal::Untranslatable) };
+        translation.write(manip, datagram, &parsed).map(|()| true)
+    }
+
+    /// [`Conntrack::nat_translate`] for who has read the datagram's header as it is now.
+    pub fn nat_translate_parsed(
+        &self,
+        attachment: &Attachment,
+        manip: Manip,
+        datagram: &mut [u8],
+        parsed: &Parsed,
+    ) -> Result<bool, Refusal> {
+        let Some(translation) = self.translation(attachment, manip) else { return Ok(false) };
+        translation.write(manip, datagram, parsed).map(|()| true)
+    }
+
+    /// What a packet of a flow becomes at `manip`; `None` where it stays as it is.
+    #[inline]
+    fn translation(&self, attachment: &Attachment, manip: Manip) -> Option<Translation> {
+        let Attached::Flow { handle, direction, state, .. } = &attachment.0 else {
+            return Translation::of(&attachment.own_binding()?, manip);
+        };
+        let flows = self.table.flows();
+        let slot = flows.slot(*handle)?;
+        if !flows.core(slot)?.status().contains(bit_of(*direction, manip)) {
+            return None;
+        }
+        let target = flows.tuple(slot, direction.opposite())?.inverted()?;
+        Some(Translation { target, state: *state })
     }
 
     /// The flow's mark (`ct mark`).
@@ -161,20 +192,37 @@ pub(crate) fn null_range(attachment: &Attachment, manip: Manip) -> Option<NatRan
     Some(NatRange::address(manip.address(&flow.reply.inverted()?)))
 }
 
+/// What a packet becomes.
+struct Translation {
+    target: Tuple,
+    state: CtState,
+}
+
+impl Translation {
+    fn of((binding, direction, state): &(Binding, Direction, CtState), manip: Manip) -> Option<Self> {
+        Some(Self { target: translation(binding, *direction, manip)?, state: *state })
+    }
+
+    /// Writes it into the bytes of the packet.
+    fn write(&self, manip: Manip, datagram: &mut [u8], parsed: &Parsed) -> Result<(), Refusal> {
+        let translated = if self.state == CtState::Related && is_icmp(parsed) {
+            rewrite_quoted(datagram, parsed, manip, &self.target)
+        } else {
+            rewrite(datagram, parsed, manip, &self.target)
+        };
+        translated.map_err(|_| Refusal::Untranslatable)
+    }
+}
+
 /// Translates a packet as what [`Conntrack::binding`] found for it says; `true` if anything changed.
 pub(crate) fn translate(
-    (binding, direction, state): &(Binding, Direction, CtState),
+    bound: &(Binding, Direction, CtState),
     manip: Manip,
     datagram: &mut [u8],
 ) -> Result<bool, Refusal> {
-    let Some(target) = translation(binding, *direction, manip) else { return Ok(false) };
+    let Some(translation) = Translation::of(bound, manip) else { return Ok(false) };
     let Ok(parsed) = parse(datagram) else { return Err(Refusal::Untranslatable) };
-    let translated = if *state == CtState::Related && is_icmp(&parsed) {
-        rewrite_quoted(datagram, &parsed, manip, &target)
-    } else {
-        rewrite(datagram, &parsed, manip, &target)
-    };
-    translated.map(|()| true).map_err(|_| Refusal::Untranslatable)
+    translation.write(manip, datagram, &parsed).map(|()| true)
 }
 
 const fn done(manip: Manip) -> Status {

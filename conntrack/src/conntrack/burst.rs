@@ -34,34 +34,34 @@ pub struct Incoming<'a> {
 /// Good for the packet it was made of. For another one, or after the table was filed under another key, it is of no use and
 /// does no harm.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Ahead(Option<(Tuple, Place)>);
+pub struct Ahead(Option<Place>);
 
 impl Ahead {
     /// Where `tuple` is filed, if that was found out and still holds.
-    pub(super) fn place_of(self, tuple: &Tuple, conntrack: &Conntrack) -> Option<Place> {
-        let (of, place) = self.0?;
-        (of == *tuple && conntrack.table.is_current(place)).then_some(place)
+    #[inline]
+    pub(super) fn place_of(&self, tuple: &Tuple, conntrack: &Conntrack) -> Option<Place> {
+        self.0.filter(|place| place.is_of(tuple) && conntrack.table.is_current(place))
     }
 }
 
 impl Conntrack {
     /// The first stage for one packet: reads and hashes its tuple, asks for the line of the index it is filed in.
     pub fn look_ahead(&self, datagram: &[u8], parsed: &Parsed) -> Ahead {
-        Ahead(tuple_of(parsed, datagram).ok().map(|tuple| (tuple, self.ahead_of(&tuple))))
+        Ahead(tuple_of(parsed, datagram).ok().map(|tuple| self.ahead_of(&tuple)))
     }
 
     /// The second stage for one packet: reads that line and asks for the flows it leads to. Give the first stage a few other
     /// packets in between.
     pub fn fetch_ahead(&self, ahead: &Ahead) {
-        if let Ahead(Some((_, place))) = ahead {
-            self.table.fetch_flows(*place, true);
+        if let Ahead(Some(place)) = ahead {
+            self.table.fetch_flows(place, true);
         }
     }
 
     /// The last stage for one packet: [`Conntrack::track`] of what was looked ahead for.
     pub fn track_ahead(&mut self, packet: &Incoming<'_>, ahead: &Ahead, now: Instant) -> Result<Attachment, Refusal> {
         let Incoming { datagram, parsed, zone, origin } = *packet;
-        self.track_with(datagram, parsed, zone, origin, super::follow::Room::Needed, *ahead, now)
+        self.track_with(datagram, parsed, zone, origin, super::follow::Room::Needed, ahead, now)
     }
 
     /// The station `track` for packets that have come together, one by one handed to `each` with its number in the burst: as
@@ -107,7 +107,7 @@ impl Conntrack {
                 }
             }
             for place in places.iter().flatten() {
-                self.table.fetch_flows(*place, false);
+                self.table.fetch_flows(place, false);
             }
             for (attachment, place) in burst.iter_mut().zip(places) {
                 each(number, self.confirm_at(attachment, place, now));
@@ -122,8 +122,8 @@ impl Conntrack {
         let mut number = 0_usize;
         for burst in tuples.chunks(BURST) {
             let places = self.places_of(burst);
-            for (tuple, place) in burst.iter().zip(places) {
-                let found = place.and_then(|place| self.table.find_at(place, tuple, zone));
+            for (_, place) in burst.iter().zip(places) {
+                let found = place.and_then(|place| self.table.find_at(&place, zone));
                 let flows = self.table.flows();
                 let found = found.filter(|(slot, _)| !flows.is_expired(*slot));
                 each(number, found.and_then(|(slot, direction)| Some((flows.handle(slot)?, direction))));
@@ -136,7 +136,7 @@ impl Conntrack {
     /// tells of them (`nf_ct_refresh`, as for flows that are offloaded). `None`: there is no such flow, or its time has come.
     pub fn refresh(&mut self, tuple: &Tuple, zone: Zone, timeout: u32, now: Instant) -> Option<(Handle, Direction)> {
         self.table.flows_mut().advance(now);
-        self.refresh_at(self.table.place(tuple), tuple, zone, timeout)
+        self.refresh_at(&self.table.place(tuple), zone, timeout)
     }
 
     /// [`Conntrack::refresh`] for tuples that come together; each answer is handed to `each` with its number.
@@ -152,15 +152,16 @@ impl Conntrack {
         let mut number = 0_usize;
         for burst in tuples.chunks(BURST) {
             let places = self.places_of(burst);
-            for (tuple, place) in burst.iter().zip(places) {
-                each(number, place.and_then(|place| self.refresh_at(place, tuple, zone, timeout)));
+            for (_, place) in burst.iter().zip(&places) {
+                each(number, place.as_ref().and_then(|place| self.refresh_at(place, zone, timeout)));
                 number = number.wrapping_add(1);
             }
         }
     }
 
-    fn refresh_at(&mut self, place: Place, tuple: &Tuple, zone: Zone, timeout: u32) -> Option<(Handle, Direction)> {
-        let (slot, direction) = self.table.find_at(place, tuple, zone)?;
+    #[inline]
+    fn refresh_at(&mut self, place: &Place, zone: Zone, timeout: u32) -> Option<(Handle, Direction)> {
+        let (slot, direction) = self.table.find_at(place, zone)?;
         let flows = self.table.flows_mut();
         if flows.is_expired(slot) {
             return None;
@@ -176,14 +177,14 @@ impl Conntrack {
             *place = Some(self.ahead_of(tuple));
         }
         for place in places.iter().flatten() {
-            self.table.fetch_flows(*place, false);
+            self.table.fetch_flows(place, false);
         }
         places
     }
 
     fn ahead_of(&self, tuple: &Tuple) -> Place {
         let place = self.table.place(tuple);
-        self.table.fetch_line(place);
+        self.table.fetch_line(&place);
         place
     }
 }

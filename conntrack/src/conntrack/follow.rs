@@ -38,7 +38,7 @@ impl Conntrack {
         origin: Origin,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
-        self.track_with(datagram, parsed, zone, origin, Room::Needed, Ahead::default(), now)
+        self.track_with(datagram, parsed, zone, origin, Room::Needed, &Ahead::default(), now)
     }
 
     /// As [`Conntrack::track`] at prerouting, for a packet whose flow is not meant to enter the table: neither the table's
@@ -51,7 +51,7 @@ impl Conntrack {
         origin: Origin,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
-        self.track_with(datagram, parsed, zone, origin, Room::NotNeeded, Ahead::default(), now)
+        self.track_with(datagram, parsed, zone, origin, Room::NotNeeded, &Ahead::default(), now)
     }
 
     /// As [`Conntrack::track`] at prerouting, for the acknowledgement that ends a handshake nobody kept: the flow begins as
@@ -70,7 +70,7 @@ impl Conntrack {
         let Subject::Flow(tuple) = subject(&packet) else {
             return self.track(datagram, parsed, zone, origin, now);
         };
-        if let Some(attachment) = self.resolve(&packet, &tuple, zone, now) {
+        if let Some(attachment) = self.resolve(&packet, &tuple, zone, now)? {
             return Ok(attachment);
         }
         let [syn, syn_ack] = opening;
@@ -110,7 +110,7 @@ impl Conntrack {
         zone: Zone,
         origin: Origin,
         room: Room,
-        ahead: Ahead,
+        ahead: &Ahead,
         now: Instant,
     ) -> Result<Attachment, Refusal> {
         self.table.flows_mut().advance(now);
@@ -118,14 +118,14 @@ impl Conntrack {
         let tuple = match subject(&packet) {
             Subject::Flow(tuple) => tuple,
             Subject::Quoted(inner) => {
-                let related = inner.tuple.inverted().and_then(|answer| self.relate(&answer, zone));
+                let related = inner.tuple.inverted().map(|answer| self.relate(&answer, zone)).transpose()?.flatten();
                 return Ok(related.unwrap_or_else(|| self.invalid(unrelated(&inner))));
             }
             Subject::Untracked => return Ok(Attachment::untracked()),
             Subject::Invalid(reason) => return Ok(self.invalid(reason)),
         };
         let place = ahead.place_of(&tuple, self).unwrap_or_else(|| self.table.place(&tuple));
-        if let Some(attachment) = self.resolve_at(place, &packet, &tuple, zone, now) {
+        if let Some(attachment) = self.resolve_at(&place, &packet, zone, now)? {
             return Ok(attachment);
         }
         let Some(reply) = tuple.inverted() else { return Ok(self.invalid(not_opening(&tuple))) };
@@ -143,24 +143,29 @@ impl Conntrack {
         tuple: &Tuple,
         zone: Zone,
         now: Instant,
-    ) -> Option<Attachment> {
-        self.resolve_at(self.table.place(tuple), packet, tuple, zone, now)
+    ) -> Result<Option<Attachment>, Refusal> {
+        self.resolve_at(&self.table.place(tuple), packet, zone, now)
     }
 
+    #[inline]
     fn resolve_at(
         &mut self,
-        place: Place,
+        place: &Place,
         packet: &Packet<'_>,
-        tuple: &Tuple,
         zone: Zone,
         now: Instant,
-    ) -> Option<Attachment> {
-        let (slot, direction) = self.table.find_at(place, tuple, zone)?;
+    ) -> Result<Option<Attachment>, Refusal> {
+        let Some((slot, direction)) = self.table.find_at(place, zone) else { return Ok(None) };
         if self.table.flows().is_expired(slot) {
             self.destroy(slot);
-            return None;
+            return Ok(None);
         }
-        self.follow(packet, slot, direction, now)
+        if self.is_severed(slot) {
+            self.meet_severed(packet, slot, direction)?;
+            self.destroy(slot);
+            return Ok(None);
+        }
+        Ok(self.follow(packet, slot, direction, now))
     }
 
     /// A new flow, which its packet owns until `confirm`. The table's limit comes before: where it is full, even what would
@@ -254,9 +259,14 @@ impl Conntrack {
 
     /// An ICMP error belongs to the flow of the packet it quotes, and goes the other way: as an answer to that packet would.
     /// The quoted packet is as it arrived at who complains, behind NAT; so only the answer's tuple is in the table.
-    pub(crate) fn relate(&self, answer: &Tuple, zone: Zone) -> Option<Attachment> {
-        let (slot, direction) = self.table.find(answer, zone)?;
-        (!self.table.flows().is_expired(slot)).then(|| self.attach(slot, direction, CtState::Related, None))
+    pub(crate) fn relate(&self, answer: &Tuple, zone: Zone) -> Result<Option<Attachment>, Refusal> {
+        let found = self.table.find(answer, zone).filter(|(slot, _)| !self.table.flows().is_expired(*slot));
+        let Some((slot, direction)) = found else { return Ok(None) };
+        match self.is_severed(slot) {
+            // Nobody is told of an error.
+            true => Err(Refusal::Severed),
+            false => Ok(Some(self.attach(slot, direction, CtState::Related, None))),
+        }
     }
 
     fn attach(&self, slot: Slot, direction: Direction, state: CtState, ignored: Option<IgnoreReason>) -> Attachment {

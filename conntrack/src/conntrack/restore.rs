@@ -26,7 +26,7 @@ pub struct Validated {
     early_drop: EarlyDrop,
     half_open_limit: u32,
     totals: Totals,
-    table: Unfiled,
+    pub(super) table: Unfiled,
 }
 
 impl Validated {
@@ -65,6 +65,12 @@ impl Validated {
                 self.table.drop_flow(slot);
             }
         }
+    }
+
+    /// Counts `gone` as time that has passed since the save. Flows whose time is over then have nothing left of it; they stay
+    /// until [`Validated::retain`] forgets them.
+    pub fn elapse(&mut self, gone: core::time::Duration) {
+        self.table.flows_mut().elapse(gone);
     }
 
     /// What shards are made of: settings, totals so far, and the flows.

@@ -19,11 +19,16 @@ use crate::attachment::Binding;
 use crate::status::Status;
 use crate::tuple::{Direction, Tuple};
 
-/// Whether a packet of the flow, going `direction`, is translated at `manip`; and if so, what it looks like afterwards.
-pub(crate) fn translation(binding: &Binding, direction: Direction, manip: Manip) -> Option<Tuple> {
-    let bit = match (manip, direction) {
+/// The status bit of flows whose packets, going `direction`, are translated at `manip`.
+pub(crate) const fn bit_of(direction: Direction, manip: Manip) -> Status {
+    match (manip, direction) {
         (Manip::Source, Direction::Original) | (Manip::Destination, Direction::Reply) => Status::SRC_NAT,
         (Manip::Destination, Direction::Original) | (Manip::Source, Direction::Reply) => Status::DST_NAT,
-    };
+    }
+}
+
+/// Whether a packet of the flow, going `direction`, is translated at `manip`; and if so, what it looks like afterwards.
+pub(crate) fn translation(binding: &Binding, direction: Direction, manip: Manip) -> Option<Tuple> {
+    let bit = bit_of(direction, manip);
     if binding.status.contains(bit) { binding.tuple(direction.opposite()).inverted() } else { None }
 }

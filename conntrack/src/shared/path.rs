@@ -35,17 +35,17 @@ impl SharedConntrack {
             Subject::Flow(tuple) => tuple,
             Subject::Quoted(inner) => {
                 let related = inner.tuple.inverted().and_then(|answer| self.relate(&answer, zone, now));
-                return related.map_or_else(|| invalid(unrelated(&inner)), Ok);
+                return related.unwrap_or_else(|| invalid(unrelated(&inner)));
             }
             Subject::Untracked => return Ok(Attachment::untracked()),
             Subject::Invalid(reason) => return invalid(reason),
         };
         let known = self.seek(&tuple, |shard| {
             shard.advance(now);
-            shard.resolve(&packet, &tuple, zone, now)
+            shard.resolve(&packet, &tuple, zone, now).transpose()
         });
         if let Some(attachment) = known {
-            return Ok(attachment);
+            return attachment;
         }
         let Some(reply) = tuple.inverted() else { return invalid(not_opening(&tuple)) };
         half_open_allows(self.half_open_limit, &packet, &tuple, |source| self.half_open_of(source))?;
@@ -89,10 +89,10 @@ impl SharedConntrack {
         }
     }
 
-    fn relate(&self, answer: &Tuple, zone: Zone, now: Instant) -> Option<Attachment> {
+    fn relate(&self, answer: &Tuple, zone: Zone, now: Instant) -> Option<Result<Attachment, Refusal>> {
         self.seek(answer, |shard| {
             shard.advance(now);
-            shard.relate(answer, zone)
+            shard.relate(answer, zone).transpose()
         })
     }
 

@@ -20,6 +20,8 @@ pub(crate) trait Addr: Copy + Ord + Default + core::fmt::Debug + Send + Sync {
     fn write(self, out: &mut Vec<u8>);
     /// Reads what [`Addr::write`] wrote.
     fn read(input: &mut Reader<'_>, field: &'static str) -> Result<Self, Invalid>;
+    /// Whether one endpoint comes before another or is the same: by address, then port.
+    fn in_order(first: (Self, u16), second: (Self, u16)) -> bool;
     /// The keyed hash of two endpoints in the order given.
     fn hash(key: &impl Keyed, first: (Self, u16), second: (Self, u16), proto: u8) -> u64;
 }
@@ -48,7 +50,14 @@ impl Addr for [u8; 4] {
         input.bytes(field)
     }
 
+    #[inline]
+    fn in_order(first: (Self, u16), second: (Self, u16)) -> bool {
+        let number = |(address, port)| u64::from(u32::from_be_bytes(address)) << 16 | u64::from(port);
+        number(first) <= number(second)
+    }
+
     /// Thirteen bytes: address, port, address, port, protocol.
+    #[inline]
     fn hash(key: &impl Keyed, first: (Self, u16), second: (Self, u16), proto: u8) -> u64 {
         let a = u64::from(u32::from_le_bytes(first.0));
         let b = u64::from(u32::from_le_bytes(second.0));
@@ -82,7 +91,14 @@ impl Addr for [u8; 16] {
         input.bytes(field)
     }
 
+    #[inline]
+    fn in_order(first: (Self, u16), second: (Self, u16)) -> bool {
+        let (a, b) = (u128::from_be_bytes(first.0), u128::from_be_bytes(second.0));
+        a < b || (a == b && first.1 <= second.1)
+    }
+
     /// Thirty-seven bytes: address, address, port, port, protocol.
+    #[inline]
     fn hash(key: &impl Keyed, first: (Self, u16), second: (Self, u16), proto: u8) -> u64 {
         let a = u128::from_le_bytes(first.0);
         let b = u128::from_le_bytes(second.0);
@@ -147,21 +163,59 @@ impl<A: Addr> Ends<A> {
     }
 
     /// The hash of the sorted endpoints: the same for both directions. An ICMP query's endpoints both have its id.
+    #[inline]
     pub(crate) fn hash(&self, key: &impl Keyed, icmp: bool, proto: u8) -> u64 {
         let first = (self.src, self.sport);
         let second = (self.dst, if icmp { self.sport } else { self.dport });
-        if first <= second { A::hash(key, first, second, proto) } else { A::hash(key, second, first, proto) }
+        if A::in_order(first, second) { A::hash(key, first, second, proto) } else { A::hash(key, second, first, proto) }
+    }
+}
+
+/// A tuple as entries hold it, whichever its family: what a look-up compares.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Packed {
+    pub(crate) ends: PackedEnds,
+    pub(crate) proto: u8,
+}
+
+/// The ends of a [`Packed`] tuple.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum PackedEnds {
+    V4(Ends<[u8; 4]>),
+    V6(Ends<[u8; 16]>),
+    /// A tuple of mixed families belongs to no flow.
+    Mixed,
+}
+
+impl Packed {
+    #[inline]
+    pub(crate) fn of(tuple: &Tuple) -> Self {
+        let Tuple { src, dst, proto, sport, dport } = *tuple;
+        let ends = match (src, dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                PackedEnds::V4(Ends { src: src.octets(), dst: dst.octets(), sport, dport })
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                PackedEnds::V6(Ends { src: src.octets(), dst: dst.octets(), sport, dport })
+            }
+            _ => PackedEnds::Mixed,
+        };
+        Self { ends, proto }
+    }
+
+    /// The hash the tuple is filed under.
+    #[inline]
+    pub(crate) fn hash(&self, key: &impl Keyed) -> u64 {
+        let icmp = matches!(self.proto, proto::ICMP | proto::ICMPV6);
+        match &self.ends {
+            PackedEnds::V4(ends) => ends.hash(key, icmp, self.proto),
+            PackedEnds::V6(ends) => ends.hash(key, icmp, self.proto),
+            PackedEnds::Mixed => 0,
+        }
     }
 }
 
 /// The hash a tuple is filed under.
 pub(crate) fn hash_tuple(key: &impl Keyed, tuple: &Tuple) -> u64 {
-    let (icmp, proto) = (tuple.is_icmp(), tuple.proto);
-    if let Some(ends) = Ends::<[u8; 4]>::of(tuple) {
-        ends.hash(key, icmp, proto)
-    } else if let Some(ends) = Ends::<[u8; 16]>::of(tuple) {
-        ends.hash(key, icmp, proto)
-    } else {
-        0 // a tuple of mixed families is refused before it gets here
-    }
+    Packed::of(tuple).hash(key)
 }

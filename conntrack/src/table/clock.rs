@@ -51,6 +51,11 @@ impl Clock {
         Self { epoch: now.as_nanos().wrapping_sub(phase) }
     }
 
+    /// The clock that shows `nanos` more.
+    pub(crate) const fn later_by(self, nanos: u64) -> Self {
+        Self { epoch: self.epoch.wrapping_sub(nanos) }
+    }
+
     /// Nanoseconds since the epoch.
     pub(crate) const fn nanos(self, now: Instant) -> u64 {
         now.as_nanos().wrapping_sub(self.epoch)
@@ -71,6 +76,15 @@ impl Clock {
         let end = self.nanos(now).saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
         let ahead = end.div_ceil(TICK_NANOS).saturating_sub(self.ticks(now));
         self.tick(now).plus(if ahead > MAX_AHEAD as u64 { MAX_AHEAD } else { ahead as u32 })
+    }
+
+    /// The same for whole seconds, by who knows the tick of `now`.
+    #[inline]
+    pub(crate) const fn after_seconds(self, now: Instant, tick: Tick, seconds: u32) -> Tick {
+        let nanos = self.nanos(now);
+        let into_tick = nanos.wrapping_sub(nanos / TICK_NANOS * TICK_NANOS);
+        let ahead = (into_tick + seconds as u64 * 1_000_000_000).div_ceil(TICK_NANOS);
+        tick.plus(if ahead > MAX_AHEAD as u64 { MAX_AHEAD } else { ahead as u32 })
     }
 
     /// The instant a tick begins at, seen from `now`; [`Instant::ZERO`] if it began before the embedder's clock did, as it

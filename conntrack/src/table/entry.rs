@@ -107,6 +107,7 @@ impl Core {
     }
 
     /// Serial number, unique in a table's life. Zero is a vacant slot.
+    #[inline]
     pub(crate) fn serial(&self) -> u64 {
         number(self.serial)
     }
@@ -115,6 +116,7 @@ impl Core {
         self.serial = bytes(serial);
     }
 
+    #[inline]
     pub(crate) fn status(&self) -> Status {
         Status::from_bits_truncate(self.status)
     }
@@ -123,6 +125,7 @@ impl Core {
         self.status = status.bits();
     }
 
+    #[inline]
     pub(crate) fn zone(&self) -> Zone {
         Zone { id: self.zone, orig_only: self.status().contains(Status::ZONE_ORIG_ONLY) }
     }
@@ -265,14 +268,19 @@ const fn unpack_direction(byte: u8) -> (Direction, u8) {
     (if byte & 0x80 == 0 { Direction::Original } else { Direction::Reply }, byte & 0x7f)
 }
 
+#[inline]
 fn number<const N: usize>(bytes: [u8; N]) -> u64 {
-    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+    let mut wide = [0; 8];
+    if let Some(low) = wide.first_chunk_mut() {
+        *low = bytes;
+    }
+    u64::from_le_bytes(wide)
 }
 
+#[inline]
 fn bytes<const N: usize>(number: u64) -> [u8; N] {
     let limit = if N < 8 { (1 << (8 * N)) - 1 } else { u64::MAX };
-    let clipped = number.min(limit);
-    core::array::from_fn(|i| (clipped >> (8 * i)) as u8)
+    number.min(limit).to_le_bytes().first_chunk().copied().unwrap_or([0; N])
 }
 
 #[cfg(test)]

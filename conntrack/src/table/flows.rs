@@ -1,6 +1,7 @@
 //! The flows of a table, without the index that finds them: what a save holds and a restore validates.
 
 mod changes;
+mod elapsed;
 mod frozen;
 mod moved;
 mod packing;
@@ -10,7 +11,6 @@ mod script;
 
 use core::cmp::Ordering;
 use core::hash::{Hash, Hasher};
-use core::time::Duration;
 
 use hibernet_snapshot::Instant;
 
@@ -25,8 +25,8 @@ pub(crate) use self::restored::restore;
 pub use self::restored::{Progress, RestoreOptions, RestoreRoom, RestoreStep};
 pub use self::saved::FlowsSaved;
 pub(crate) use self::script::{FrozenChanges, Merged};
-use super::addr::Ends;
-use super::clock::{Clock, TICK_NANOS};
+use super::addr::{Ends, Packed, PackedEnds};
+use super::clock::{Clock, TICK_NANOS, Tick};
 use super::entry::{Core, Entry};
 use super::links::SLOT_LIMIT;
 use super::shelf::Shelf;
@@ -119,6 +119,8 @@ pub(crate) struct Flows {
     clock: Clock,
     /// The latest time the table was told: what a save counts remaining times from.
     now: Instant,
+    /// The tick of that time.
+    tick: Tick,
     capacity: u32,
     len: u32,
     next_serial: u64,
@@ -155,10 +157,15 @@ impl Flows {
     }
 
     /// Tells the table what time it is. Time does not run backwards.
+    #[inline]
     pub(crate) fn advance(&mut self, now: Instant) {
-        self.now = self.now.max(now);
+        if now > self.now {
+            self.now = now;
+            self.tick = self.clock.tick(now);
+        }
     }
 
+    #[inline]
     pub(crate) fn core(&self, slot: Slot) -> Option<&Core> {
         if slot.is_v6() {
             self.v6.entry(slot.number()).map(|entry| &entry.core)
@@ -183,6 +190,7 @@ impl Flows {
     }
 
     /// Has a flow's entry fetched: what says whose it is, or the `whole` of it.
+    #[inline]
     pub(crate) fn fetch(&self, slot: Slot, whole: bool) {
         if slot.is_v6() { self.v6.fetch(slot.number(), whole) } else { self.v4.fetch(slot.number(), whole) }
     }
@@ -192,11 +200,13 @@ impl Flows {
         if v6 { self.v6.fetch_vacant(ahead) } else { self.v4.fetch_vacant(ahead) }
     }
 
+    #[inline]
     pub(crate) fn handle(&self, slot: Slot) -> Option<Handle> {
         Some(Handle { slot, part: self.part, serial: self.core(slot)?.serial() })
     }
 
     /// The slot, if the flow is still there.
+    #[inline]
     pub(crate) fn slot(&self, handle: Handle) -> Option<Slot> {
         if handle.part != self.part {
             return self.slot_of_serial(handle.serial);
@@ -209,6 +219,7 @@ impl Flows {
         handle.part == self.part
     }
 
+    #[inline]
     pub(crate) fn tuple(&self, slot: Slot, direction: Direction) -> Option<Tuple> {
         Some(if slot.is_v6() {
             self.v6.entry(slot.number())?.tuple(direction)
@@ -221,23 +232,26 @@ impl Flows {
     ///
     /// A flow whose tuples are equal, of a host that talks to itself through the router, is answered by its second packet:
     /// of two directions in one zone the kernel finds the one that it has filed last.
-    pub(crate) fn direction_of(&self, slot: Slot, tuple: &Tuple, zone: Zone) -> Option<Direction> {
-        fn of<A: super::addr::Addr>(entry: &Entry<A>, tuple: &Tuple, zone: Zone) -> Option<Direction> {
-            let ends = Ends::of(tuple)?;
+    #[inline]
+    pub(crate) fn direction_of(&self, slot: Slot, tuple: &Packed, zone: Zone) -> Option<Direction> {
+        fn of<A: super::addr::Addr>(entry: &Entry<A>, ends: &Ends<A>, zone: Zone) -> Option<Direction> {
             let in_zone = |direction| entry.core.zone().of(direction) == zone.of(direction);
-            match entry {
-                entry if entry.core.proto != tuple.proto => None,
-                entry if zone.orig_only && entry.orig == ends && in_zone(Direction::Original) => {
-                    Some(Direction::Original)
-                }
-                entry if entry.reply == ends && in_zone(Direction::Reply) => Some(Direction::Reply),
-                entry if entry.orig == ends && in_zone(Direction::Original) => Some(Direction::Original),
-                _ => None,
+            let (is_orig, is_reply) = (entry.orig == *ends, entry.reply == *ends);
+            match is_orig && in_zone(Direction::Original) {
+                true if zone.orig_only || !is_reply || !in_zone(Direction::Reply) => Some(Direction::Original),
+                _ => (is_reply && in_zone(Direction::Reply)).then_some(Direction::Reply),
             }
         }
-        match slot.is_v6() {
-            true => of(self.v6.entry(slot.number())?, tuple, zone),
-            false => of(self.v4.entry(slot.number())?, tuple, zone),
+        match (&tuple.ends, slot.is_v6()) {
+            (PackedEnds::V4(ends), false) => {
+                let entry = self.v4.entry(slot.number()).filter(|entry| entry.core.proto == tuple.proto)?;
+                of(entry, ends, zone)
+            }
+            (PackedEnds::V6(ends), true) => {
+                let entry = self.v6.entry(slot.number()).filter(|entry| entry.core.proto == tuple.proto)?;
+                of(entry, ends, zone)
+            }
+            _ => None,
         }
     }
 
@@ -288,9 +302,10 @@ impl Flows {
     }
 
     /// Sets when the flow is forgotten.
+    #[inline]
     pub(crate) fn set_timeout(&mut self, slot: Slot, seconds: u32) {
         let (clock, now) = (self.clock, self.now);
-        let deadline = clock.after(now, Duration::from_secs(u64::from(seconds)));
+        let deadline = clock.after_seconds(now, self.tick, seconds);
         let Some(core) = self.core_mut(slot) else { return };
         let nearer = deadline.ahead_of(core.deadline) < 0;
         core.deadline = deadline;
@@ -301,8 +316,9 @@ impl Flows {
         }
     }
 
+    #[inline]
     pub(crate) fn is_expired(&self, slot: Slot) -> bool {
-        self.core(slot).is_some_and(|core| core.deadline.reached(self.clock.tick(self.now)))
+        self.core(slot).is_some_and(|core| core.deadline.reached(self.tick))
     }
 
     /// Early drop spares the flow from now on.

@@ -24,6 +24,7 @@ impl HashKey {
 }
 
 impl Keyed for HashKey {
+    #[inline]
     fn hash<const N: usize>(&self, words: &[u64; N]) -> u64 {
         siphash::<1, 3, N>(self.0.expose(), words)
     }
@@ -45,6 +46,7 @@ impl fmt::Debug for HashKey {
 ///
 /// The caller packs the message little-endian and puts its length modulo 256 on top of the last word, which makes this
 /// the standard function of the packed bytes.
+#[inline]
 pub(crate) fn siphash<const C: usize, const D: usize, const N: usize>(key: &[u8; 16], words: &[u64; N]) -> u64 {
     let key = u128::from_le_bytes(*key);
     let (k0, k1) = ((key & 0xffff_ffff_ffff_ffff) as u64, (key >> 64) as u64);

@@ -30,6 +30,7 @@ struct Bucket {
 
 impl Bucket {
     /// The slots filed under a tag. All ten tags are compared at once, which compilers make vector instructions of.
+    #[inline]
     fn under(&self, tag: u16) -> impl Iterator<Item = u32> {
         let mut found = 0_u32;
         for (place, other) in self.tags.iter().enumerate() {
@@ -96,6 +97,7 @@ impl Index {
     }
 
     /// The first slot filed under `hash` for which `is_it` holds.
+    #[inline]
     pub(crate) fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let (home, tag) = (self.home(hash), tag(hash));
         for step in 0..self.probes as usize {
@@ -111,6 +113,7 @@ impl Index {
     }
 
     /// Has the cache line fetched that a look-up under `hash` reads first.
+    #[inline]
     pub(crate) fn fetch(&self, hash: u64) {
         if let Some(bucket) = self.buckets.get(self.home(hash)) {
             fetch(bucket);
@@ -118,6 +121,7 @@ impl Index {
     }
 
     /// What a look-up under `hash` will ask about in the line it reads first.
+    #[inline]
     pub(crate) fn candidates(&self, hash: u64) -> impl Iterator<Item = u32> {
         self.buckets.get(self.home(hash)).into_iter().flat_map(move |bucket| bucket.under(tag(hash)))
     }
@@ -177,11 +181,13 @@ impl Index {
     }
 
     /// The bucket a hash belongs to.
+    #[inline]
     pub(crate) fn home(&self, hash: u64) -> usize {
         (((hash & 0xffff_ffff) * self.buckets.len() as u64) >> 32) as usize
     }
 
     /// The bucket that many steps behind another. A way that is longer than a small index meets itself again, and then ends.
+    #[inline]
     fn bucket(&self, home: usize, step: usize) -> Option<&Bucket> {
         if step >= self.buckets.len() { None } else { self.buckets.get(self.place(home, step)) }
     }

@@ -25,7 +25,7 @@ pub use self::flows::{
 };
 pub(crate) use self::flows::{Frozen, FrozenChanges, Merged};
 
-pub(crate) use self::addr::{Addr, hash_tuple};
+pub(crate) use self::addr::{Addr, Packed, hash_tuple};
 pub(crate) use self::entry::Entry;
 use self::flows::restore;
 pub(crate) use self::flows::{DueOrder, Flows, Frame, Moved, Part, Slot, check_capacity, freeze};
@@ -90,11 +90,19 @@ pub(crate) enum NotInserted {
     Full,
 }
 
-/// Where a tuple is filed, for as long as the key is the same.
+/// A tuple and where it is filed, for as long as the key is the same.
 #[derive(Clone, Copy)]
 pub(crate) struct Place {
     hash: u64,
     turn: u32,
+    tuple: Packed,
+}
+
+impl Place {
+    /// Whether it is the place of `tuple`.
+    pub(crate) fn is_of(&self, tuple: &Tuple) -> bool {
+        self.tuple == Packed::of(tuple)
+    }
 }
 
 impl core::fmt::Debug for Place {
@@ -116,6 +124,10 @@ impl Unfiled {
 
     pub(crate) const fn flows(&self) -> &Flows {
         &self.0
+    }
+
+    pub(crate) const fn flows_mut(&mut self) -> &mut Flows {
+        &mut self.0
     }
 
     /// The flows, for tables that will share them.
@@ -152,21 +164,24 @@ impl Table {
 
     /// The flow that a packet with `tuple` in `zone` belongs to, expired or not.
     pub(crate) fn find(&self, tuple: &Tuple, zone: Zone) -> Option<(Slot, Direction)> {
-        self.find_at(self.place(tuple), tuple, zone)
+        self.find_at(&self.place(tuple), zone)
     }
 
     /// The same for who knows where the tuple is filed.
-    pub(crate) fn find_at(&self, place: Place, tuple: &Tuple, zone: Zone) -> Option<(Slot, Direction)> {
-        find_in(&self.index, &self.flows, place.hash, tuple, zone)
+    #[inline]
+    pub(crate) fn find_at(&self, place: &Place, zone: Zone) -> Option<(Slot, Direction)> {
+        find_in(&self.index, &self.flows, place.hash, &place.tuple, zone)
     }
 
     /// Where a tuple is filed.
+    #[inline]
     pub(crate) fn place(&self, tuple: &Tuple) -> Place {
-        Place { hash: hash_tuple(&self.key, tuple), turn: self.index.turn() }
+        let tuple = Packed::of(tuple);
+        Place { hash: tuple.hash(&self.key), turn: self.index.turn(), tuple }
     }
 
     /// Whether the key is still the one under which a place was found.
-    pub(crate) const fn is_current(&self, place: Place) -> bool {
+    pub(crate) const fn is_current(&self, place: &Place) -> bool {
         place.turn == self.index.turn()
     }
 
@@ -177,13 +192,13 @@ impl Table {
     }
 
     /// Has the line of the index fetched that a place is in: the first stage of a burst.
-    pub(crate) fn fetch_line(&self, place: Place) {
+    pub(crate) fn fetch_line(&self, place: &Place) {
         self.index.fetch(place.hash);
     }
 
     /// Has the flows fetched to which that line leads: the second stage. `whole`: all of their entries, not just what says
     /// whose they are.
-    pub(crate) fn fetch_flows(&self, place: Place, whole: bool) {
+    pub(crate) fn fetch_flows(&self, place: &Place, whole: bool) {
         for slot in self.index.candidates(place.hash) {
             self.flows.fetch(Slot(slot), whole);
         }
@@ -196,17 +211,17 @@ impl Table {
 
     /// Stores a flow and files both its tuples.
     pub(crate) fn insert(&mut self, flow: &FlowRecord) -> Result<Slot, NotInserted> {
-        self.insert_at(self.place(&flow.orig), flow)
+        self.insert_at(&self.place(&flow.orig), flow)
     }
 
     /// The same for who knows where the flow's original tuple is filed.
-    pub(crate) fn insert_at(&mut self, place: Place, flow: &FlowRecord) -> Result<Slot, NotInserted> {
-        let first = place.hash;
+    pub(crate) fn insert_at(&mut self, place: &Place, flow: &FlowRecord) -> Result<Slot, NotInserted> {
+        let (first, reply) = (place.hash, Packed::of(&flow.reply));
         let second = match flow.status.intersects(Status::NAT) {
-            true => Some(hash_tuple(&self.key, &flow.reply)).filter(|second| *second != first),
+            true => Some(reply.hash(&self.key)).filter(|second| *second != first),
             false => None,
         };
-        if self.is_claimed(first, second, flow) {
+        if self.is_claimed(place, second, &reply, flow.zone) {
             return Err(NotInserted::Taken);
         }
         let slot = self.flows.store(flow).ok_or(NotInserted::Full)?;
@@ -216,15 +231,16 @@ impl Table {
         Ok(slot)
     }
 
-    /// Whether a tuple of `flow` is another flow's. One look suffices for tuples that are filed in one place.
-    fn is_claimed(&self, first: u64, second: Option<u64>, flow: &FlowRecord) -> bool {
+    /// Whether a flow has one of two tuples. One look suffices for tuples that are filed in one place.
+    #[inline]
+    fn is_claimed(&self, place: &Place, second: Option<u64>, reply: &Packed, zone: Zone) -> bool {
         let Self { flows, index, .. } = self;
-        let has = |slot, tuple| flows.direction_of(Slot(slot), tuple, flow.zone).is_some();
+        let has = |slot, tuple| flows.direction_of(Slot(slot), tuple, zone).is_some();
         match second {
-            None => index.find(first, |slot| has(slot, &flow.orig) || has(slot, &flow.reply)).is_some(),
+            None => index.find(place.hash, |slot| has(slot, &place.tuple) || has(slot, reply)).is_some(),
             Some(second) => {
-                index.find(first, |slot| has(slot, &flow.orig)).is_some()
-                    || index.find(second, |slot| has(slot, &flow.reply)).is_some()
+                index.find(place.hash, |slot| has(slot, &place.tuple)).is_some()
+                    || index.find(second, |slot| has(slot, reply)).is_some()
             }
         }
     }
@@ -328,7 +344,8 @@ pub(crate) fn claimed_twice(number: usize, tuple: &Tuple) -> Invalid {
     Invalid::new("", found, "each tuple once").at(number).within("flows")
 }
 
-fn find_in(index: &Index, flows: &Flows, hash: u64, tuple: &Tuple, zone: Zone) -> Option<(Slot, Direction)> {
+#[inline]
+fn find_in(index: &Index, flows: &Flows, hash: u64, tuple: &Packed, zone: Zone) -> Option<(Slot, Direction)> {
     let mut direction = None;
     let slot = index.find(hash, |slot| {
         let slot = Slot(slot);

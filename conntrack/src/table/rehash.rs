@@ -2,7 +2,7 @@
 
 use hibernet_snapshot::Invalid;
 
-use super::addr::Addr;
+use super::addr::{Addr, Packed};
 use super::claimed_twice;
 use super::entry::Entry;
 use super::flows::{Flows, RestoreOptions, RestoreStep, Slot};
@@ -61,7 +61,8 @@ pub(super) fn file_every_tuple(
             let tuples = own.into_iter().filter_map(|direction| flows.tuple(Slot(slot), direction));
             let claimed = tuples.into_iter().find(|tuple| {
                 let zone = flows.core(Slot(slot)).map(|core| core.zone()).unwrap_or_default();
-                let holds = |other: &Slot| other.0 != slot && flows.direction_of(*other, tuple, zone).is_some();
+                let holds =
+                    |other: &Slot| other.0 != slot && flows.direction_of(*other, &Packed::of(tuple), zone).is_some();
                 flows.in_creation_order().iter().any(holds)
             });
             match claimed {
@@ -113,7 +114,9 @@ impl Work {
 fn shares(flows: &Flows, slot: u32, other: u32) -> bool {
     let Some(core) = flows.core(Slot(slot)) else { return false };
     let claims = |direction| {
-        flows.tuple(Slot(slot), direction).is_some_and(|it| flows.direction_of(Slot(other), &it, core.zone()).is_some())
+        flows
+            .tuple(Slot(slot), direction)
+            .is_some_and(|it| flows.direction_of(Slot(other), &Packed::of(&it), core.zone()).is_some())
     };
     slot != other && (claims(Direction::Original) || claims(Direction::Reply))
 }

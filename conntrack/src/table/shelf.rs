@@ -75,16 +75,19 @@ impl<A: Addr> Shelf<A> {
         }
     }
 
+    #[inline]
     pub(crate) fn entry(&self, slot: u32) -> Option<&Entry<A>> {
         self.entries.get(slot as usize).filter(|entry| entry.core.serial() != 0)
     }
 
+    #[inline]
     pub(crate) fn core_mut(&mut self, slot: u32) -> Option<&mut Core> {
         let entry = self.entries.get_mut(slot as usize)?;
         (entry.core.serial() != 0).then_some(&mut entry.core)
     }
 
     /// Has an entry fetched: what a look-up reads of it, or the `whole` of it.
+    #[inline]
     pub(crate) fn fetch(&self, slot: u32, whole: bool) {
         if let Some(entry) = self.entries.get(slot as usize) {
             entry.fetch(whole);

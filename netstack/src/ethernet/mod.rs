@@ -10,6 +10,7 @@
 //! and redirects are ignored: this is a router, and none that advertises itself. Group membership is not reported (no
 //! MLD, no IGMP).
 
+mod aged;
 mod arp;
 mod frame;
 mod mac;

@@ -103,7 +103,7 @@ impl Neighbours {
 /// Neighbours that passed every check. Their table has no key yet.
 #[derive(Debug)]
 pub(crate) struct CheckedNeighbours {
-    neighbours: Vec<(LinkId, IpAddr, Neighbour)>,
+    pub(super) neighbours: Vec<(LinkId, IpAddr, Neighbour)>,
 }
 
 impl CheckedNeighbours {

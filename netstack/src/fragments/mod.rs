@@ -18,6 +18,7 @@
 //! Memory is bounded: from the threshold on no new datagram is begun, and above five quarters of it no fragment at all is
 //! kept. Time is bounded: it counts from a datagram's first fragment to come, and later ones do not prolong it.
 
+mod aged;
 mod ecn;
 mod queue;
 mod refragment;

@@ -12,6 +12,7 @@ mod notice;
 mod ping;
 mod sockets;
 mod tcp;
+mod tproxy;
 mod udp;
 
 use core::net::{IpAddr, Ipv6Addr};
@@ -30,8 +31,12 @@ pub use self::ping::{PingReply, PingSocket};
 pub use self::sockets::ReceiveLimits;
 use self::sockets::SocketTable;
 use self::tcp::Connections;
+pub(crate) use self::tcp::Removed;
+pub(crate) use self::tcp::{Asked, Ends, Fed, Rebuilt, StreamReset, TcpSection};
 pub use self::tcp::{Congestion, ListenOptions, StreamError, StreamOptions, StreamState, TcpListener, TcpStream};
-pub(crate) use self::tcp::{Ends, Fed, Rebuilt, StreamReset, TcpSection};
+use self::tproxy::ProxyQueue;
+pub(crate) use self::tproxy::can_be_proxied;
+pub use self::tproxy::{Opening, Proxied, ProxyDatagram, ProxyEcho, Unreached};
 pub use self::udp::{UdpDatagram, UdpSocket};
 use crate::link::Links;
 use crate::stack::Stack;
@@ -122,6 +127,8 @@ pub(crate) struct Local {
     datagrams: Datagrams,
     tcp: Connections,
     choices: WireChoices,
+    /// What waits for a proxy; never saved.
+    proxied: ProxyQueue,
 }
 
 /// UDP and ping sockets.
@@ -150,6 +157,7 @@ impl Local {
             tcp: Connections::new(services.tcp_echo, tcp, WireChoices::redraw(entropy)),
             services,
             choices,
+            proxied: ProxyQueue::default(),
         };
         local.set_limits(limits);
         local

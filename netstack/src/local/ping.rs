@@ -171,8 +171,13 @@ impl Local {
 
 /// The datagram of an echo request; `None` if it would be too long, or the families differ.
 fn echo_request(from: IpAddr, to: IpAddr, numbers: [u16; 2], payload: &[u8]) -> Option<Vec<u8>> {
-    let protocol = if from.is_ipv4() { IpProtocol::Icmp } else { IpProtocol::Icmpv6 };
     let kind = if from.is_ipv4() { 8 } else { 128 };
+    echo_datagram(kind, from, to, numbers, payload)
+}
+
+/// The datagram of an echo request or reply, with identifier and sequence number.
+pub(super) fn echo_datagram(kind: u8, from: IpAddr, to: IpAddr, numbers: [u16; 2], payload: &[u8]) -> Option<Vec<u8>> {
+    let protocol = if from.is_ipv4() { IpProtocol::Icmp } else { IpProtocol::Icmpv6 };
     let len = payload.len().saturating_add(ECHO_HEADER);
     let mut bytes = header(from, to, protocol, len)?;
     let at = bytes.len().checked_sub(len)?;

@@ -260,7 +260,7 @@ fn is_answerable((addr, port): (IpAddr, u16)) -> bool {
 }
 
 /// The datagram; `None` if it would be too long, or the families differ.
-fn udp_datagram(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn udp_datagram(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Option<Vec<u8>> {
     let len = payload.len().saturating_add(UDP_HEADER);
     let mut bytes = header(from.ip(), to.ip(), IpProtocol::Udp, len)?;
     let at = bytes.len().checked_sub(len)?;

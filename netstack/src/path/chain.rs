@@ -6,6 +6,7 @@ use super::Judge;
 use crate::drop_reason::DropReason;
 use crate::event::{LogEvent, StackEvent};
 use crate::hook::Hook;
+use crate::local::can_be_proxied;
 use crate::packet::{Packet, Verdict};
 use crate::reject::RejectWith;
 use crate::rules::{Action, MAX_DEPTH, Place, Policy};
@@ -62,6 +63,13 @@ impl Stack {
                 Action::Drop => return (Outcome::Drop(DropReason::Rule), judge),
                 Action::Reject => return (Outcome::Reject(RejectWith::PortUnreachable), judge),
                 Action::RejectTcpReset => return (Outcome::Reject(RejectWith::TcpReset), judge),
+                Action::RejectAdminProhibited => return (Outcome::Reject(RejectWith::AdminProhibited), judge),
+                Action::Tproxy => {
+                    if can_be_proxied(packet) {
+                        packet.tproxy = true;
+                        return (Outcome::Accept, judge);
+                    }
+                }
                 Action::Masquerade(_) | Action::Snat(_) | Action::Dnat(_) | Action::Redirect(_) => {
                     return (Outcome::Translate(action.clone()), judge);
                 }

@@ -7,7 +7,7 @@ use crate::drop_reason::DropReason;
 use crate::ethernet::is_about_neighbours;
 use crate::hook::Hook;
 use crate::icmp::IcmpError;
-use crate::local::{Ends, Fed};
+use crate::local::{Asked, Ends, Fed};
 use crate::packet::Packet;
 use crate::ping::{is_echo_request, reply};
 use crate::reject::{Reset, V4_HEADER, V6_HEADER, transport_checksum_holds};
@@ -24,6 +24,7 @@ impl Stack {
             return self.drop_packet(DropReason::LocalMalformed, &packet);
         }
         match packet.parsed().proto {
+            _ if packet.tproxy && packet.link_group => self.drop_packet(DropReason::NoListener, &packet),
             proto::UDP => self.deliver_udp(packet, group, now),
             proto::TCP if group || packet.link_group => self.drop_packet(DropReason::NoListener, &packet),
             proto::TCP => self.deliver_tcp(packet, now),
@@ -50,7 +51,8 @@ impl Stack {
             Some(Err(reason)) => return self.drop_packet(reason, &packet),
             None => {}
         }
-        match self.feed_udp(&packet, group, now) {
+        let fed = if packet.tproxy { self.hold_datagram(&packet) } else { self.feed_udp(&packet, group, now) };
+        match fed {
             Ok(()) => {}
             Err(DropReason::PortUnreachable) => self.refuse_datagram(packet),
             Err(reason) => self.drop_packet(reason, &packet),
@@ -72,6 +74,13 @@ impl Stack {
         let local = (packet.dst(), u16::from_be_bytes([*d1, *d0])).into();
         let remote = (packet.src(), u16::from_be_bytes([*s1, *s0])).into();
         let ends = Ends { local, remote };
+        if packet.tproxy {
+            match self.local.asks_for(ends, &packet) {
+                Asked::Known => {}
+                Asked::Opening(floor) => return self.hold_opening(ends, packet, floor),
+                Asked::Nothing => return self.refuse_proxied(ends, &packet, now),
+            }
+        }
         let fed = match is_plain(&packet) {
             true => self.local.feed_segment(ends, packet.parts_mut().0, now),
             false => self.local.feed_segment(ends, &mut plain(&packet), now),
@@ -89,7 +98,7 @@ impl Stack {
     }
 
     /// The reset of a closed port. Unlike the one a rule asks for it is tracked like any packet of this host.
-    fn refuse_segment(&mut self, packet: &Packet, now: Instant) {
+    pub(crate) fn refuse_segment(&mut self, packet: &Packet, now: Instant) {
         let reset = Reset::answering(packet);
         let reset = reset.and_then(|reset| reset.with_tos_of(packet.bytes()).datagram());
         match reset {
@@ -114,6 +123,12 @@ impl Stack {
         if is_about_neighbours(&packet) {
             if let Some(link) = packet.iif {
                 self.hear_ndp(link, &packet, now);
+            }
+            return;
+        }
+        if packet.tproxy {
+            if let Err(reason) = self.hold_echo(&packet) {
+                self.drop_packet(reason, &packet);
             }
             return;
         }
@@ -160,7 +175,7 @@ fn is_plain(packet: &Packet) -> bool {
 }
 
 /// The datagram without IPv6 extension headers: what the sockets below need to see.
-pub(super) fn plain(packet: &Packet) -> Vec<u8> {
+pub(crate) fn plain(packet: &Packet) -> Vec<u8> {
     let l4 = packet.parsed().l4(packet.bytes());
     let protocol = packet.parsed().proto.into();
     let mut bytes = crate::reject::header(packet.src(), packet.dst(), protocol, l4.len()).unwrap_or_default();

@@ -74,8 +74,8 @@ impl Stack {
     fn note_lost(&mut self, reason: DropReason, hook: Hook, iif: Option<LinkId>, lost: usize) {
         for _ in 0..lost {
             self.stats.count_drop(reason);
-            let (hook, chain, rule, oif, len) = (Some(hook), None, None, None, 0);
-            self.events.push(StackEvent::Drop(DropEvent { reason, hook, chain, rule, iif, oif, len }));
+            let (hook, chain, rule, oif, ends, len) = (Some(hook), None, None, None, None, 0);
+            self.events.push(StackEvent::Drop(DropEvent { reason, hook, chain, rule, iif, oif, ends, len }));
         }
     }
 }

@@ -40,12 +40,15 @@ impl Stack {
 
     /// PREROUTING, then where the packet's destination says.
     pub(crate) fn receive(&mut self, packet: Packet, now: Instant) {
-        let Ok(packet) = self.run_hook(Hook::Prerouting, packet, now) else { return };
+        let Ok(mut packet) = self.run_hook(Hook::Prerouting, packet, now) else { return };
         if self.sink.is_some() {
             return self.hand_out(packet, now);
         }
         let iif = packet.iif.unwrap_or(LinkId::LOOPBACK);
-        match self.routes.input(&self.links, iif, packet.src(), packet.dst()) {
+        let decision = self.routes.input(&self.links, iif, packet.src(), packet.dst());
+        packet.tproxy &= matches!(decision, Decision::Forward(_) | Decision::Unroutable | Decision::Local);
+        match decision {
+            _ if packet.tproxy => self.deliver(packet, false, now),
             Decision::Local => self.deliver(packet, false, now),
             Decision::LocalGroup => self.deliver(packet, true, now),
             Decision::Forward(hop) => self.forward(packet, hop, now),

@@ -24,6 +24,8 @@ use crate::route::WayBack;
 use crate::stack::{Stack, Work};
 use crate::stats::count;
 
+pub(crate) use self::deliver::plain;
+
 /// Why a packet does not go on: a drop, or `None` when something keeps it.
 pub(crate) type Ended = Option<DropReason>;
 
@@ -100,6 +102,7 @@ impl Stack {
             rule: judge.rule,
             iif: packet.iif,
             oif: packet.oif,
+            ends: Some(packet.ends()),
             len: packet.len(),
         }));
     }
@@ -107,8 +110,8 @@ impl Stack {
     /// Counts and tells of a drop of what never became a packet.
     pub(crate) fn drop_unread(&mut self, reason: DropReason, iif: Option<LinkId>, len: usize) {
         self.stats.count_drop(reason);
-        let (hook, chain, rule, oif) = (None, None, None, None);
-        self.events.push(StackEvent::Drop(DropEvent { reason, hook, chain, rule, iif, oif, len }));
+        let (hook, chain, rule, oif, ends) = (None, None, None, None, None);
+        self.events.push(StackEvent::Drop(DropEvent { reason, hook, chain, rule, iif, oif, ends, len }));
     }
 
     /// Counts a drop between hooks.
@@ -126,12 +129,13 @@ impl Stack {
 
     fn answer_reject(&mut self, with: RejectWith, packet: &Packet, now: Instant) {
         match with {
-            RejectWith::PortUnreachable
-                if packet.offload().vouches() || may_be_rejected_with_icmp(packet.bytes(), packet.parsed()) =>
+            RejectWith::PortUnreachable | RejectWith::AdminProhibited
+                if !packet.offload().vouches() && !may_be_rejected_with_icmp(packet.bytes(), packet.parsed()) =>
             {
-                self.answer_icmp(IcmpError::Port, packet);
+                count(&mut self.stats.errors_suppressed);
             }
-            RejectWith::PortUnreachable => count(&mut self.stats.errors_suppressed),
+            RejectWith::PortUnreachable => self.answer_icmp(IcmpError::Port, packet),
+            RejectWith::AdminProhibited => self.answer_icmp(IcmpError::Prohibited, packet),
             RejectWith::TcpReset => {
                 let may = !packet.link_group
                     && icmp::may_answer(packet.bytes(), packet.parsed(), &self.links, IcmpError::Port);
@@ -146,7 +150,7 @@ impl Stack {
         }
     }
 
-    fn icmp_error(&mut self, error: IcmpError, packet: &Packet) -> Option<Vec<u8>> {
+    pub(super) fn icmp_error(&mut self, error: IcmpError, packet: &Packet) -> Option<Vec<u8>> {
         let (src, dst) = (packet.src(), packet.dst());
         let source = match self.sink.is_some() || crate::route::is_own(&self.links, dst) {
             true => dst,

@@ -111,7 +111,7 @@ impl Stack {
         }
     }
 
-    fn transmit(&mut self, mut packet: Packet, now: Instant) -> Result<(), Ended> {
+    pub(crate) fn transmit(&mut self, mut packet: Packet, now: Instant) -> Result<(), Ended> {
         let link = packet.oif.unwrap_or(LinkId::LOOPBACK);
         if link == LinkId::LOOPBACK {
             packet.iif = Some(LinkId::LOOPBACK);

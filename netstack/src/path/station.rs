@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use hibernet_conntrack::{Manip, NatRange, Origin, Remark};
+use hibernet_conntrack::{CtState, Manip, NatRange, Origin, Refusal, Remark, Zone, proto};
 use hibernet_snapshot::Instant;
 
 use super::Judge;
@@ -10,19 +10,22 @@ use super::chain::Outcome;
 use crate::drop_reason::DropReason;
 use crate::event::StackEvent;
 use crate::hook::Hook;
+use crate::icmp::{self, IcmpError};
 use crate::link::LinkId;
 use crate::packet::{Keeper, Packet, Verdict};
+use crate::reject::Reset;
 use crate::rules::{Action, NatTarget};
 use crate::source;
 use crate::stack::Stack;
+use crate::stats::count;
 
 impl Stack {
     /// Attaches what connection tracking knows of the packet. One that has come over the loopback link has it already.
     pub(super) fn track(&mut self, hook: Hook, packet: &mut Packet, now: Instant) -> Verdict {
-        if !packet.attachment().is_nothing() {
-            return Verdict::Accept;
-        }
         let zone = packet.zone.unwrap_or_default();
+        if !packet.attachment().is_nothing() {
+            return self.pass_untracked(hook, packet, zone, now);
+        }
         let origin = match hook {
             Hook::Output => Origin::Local,
             _ if packet.offload().vouches() => Origin::Verified,
@@ -45,8 +48,38 @@ impl Stack {
                 packet.attachment = attachment;
                 Verdict::Accept
             }
-            Err(refusal) => Verdict::Drop(refusal.into()),
+            Err(refusal) => self.refuse(refusal, packet, now),
         }
+    }
+
+    /// Rules may exempt a packet from tracking, but not from the end of its flow in a fork.
+    fn pass_untracked(&mut self, hook: Hook, packet: &Packet, zone: Zone, now: Instant) -> Verdict {
+        let is_exempt = packet.attachment().state() == Some(CtState::Untracked);
+        if hook != Hook::Prerouting || !is_exempt {
+            return Verdict::Accept;
+        }
+        match self.conntrack.refuse_untracked(packet.bytes(), packet.parsed(), zone) {
+            Ok(()) => Verdict::Accept,
+            Err(refusal) => self.refuse(refusal, packet, now),
+        }
+    }
+
+    /// Drops a packet; who is to be told that a fork has ended its flow is told.
+    fn refuse(&mut self, refusal: Refusal, packet: &Packet, now: Instant) -> Verdict {
+        if refusal == Refusal::Reset && packet.iif.is_some_and(|iif| iif != LinkId::LOOPBACK) {
+            let answer = match packet.parsed().proto {
+                proto::TCP => Reset::answering(packet).and_then(|reset| reset.datagram()),
+                _ if icmp::may_answer(packet.bytes(), packet.parsed(), &self.links, IcmpError::Port) => {
+                    self.icmp_error(IcmpError::Port, packet)
+                }
+                _ => None,
+            };
+            match answer {
+                Some(answer) => self.tell_inside(answer, now),
+                None => count(&mut self.stats.errors_suppressed),
+            }
+        }
+        Verdict::Drop(refusal.into())
     }
 
     /// A new flow enters the table, unless its SYN is answered with a cookie.

@@ -3,10 +3,11 @@
 use hibernet_conntrack::{FlowRecord, Tuple, Zone, proto};
 use hibernet_snapshot::Instant;
 
+use super::fork::Plan;
 use crate::local::StreamReset;
 use crate::packet::Packet;
 use crate::reject::Reset;
-use crate::report::{FlowOutcome, FlowReport, RebuildFault, ResetCause, StreamOutcome, StreamReport};
+use crate::report::{DropCause, FlowOutcome, FlowReport, RebuildFault, ResetCause, StreamOutcome, StreamReport};
 use crate::stack::Stack;
 use crate::stats::count;
 
@@ -34,12 +35,12 @@ pub(super) fn end(stack: &mut Stack, stream: &StreamReset, now: Instant) {
     stack.collect_conntrack_events();
 }
 
-/// What becomes of each flow: it goes on, unless it is that of a connection that does not.
-pub(super) fn sort_out(flows: &[FlowRecord], streams: &[StreamReport]) -> Vec<FlowReport> {
+/// What becomes of each flow: it goes on, unless a fork ends it, its time is over, or it is that of a connection that does not.
+pub(super) fn sort_out(flows: &[FlowRecord], streams: &[StreamReport], plan: &Plan) -> Vec<FlowReport> {
     let faults: Vec<(Tuple, RebuildFault)> = streams
         .iter()
         .filter_map(|stream| match stream.outcome {
-            StreamOutcome::Kept => None,
+            StreamOutcome::Kept | StreamOutcome::ForkReset { .. } | StreamOutcome::Dropped(_) => None,
             StreamOutcome::Reset(fault) => {
                 let (local, remote) = (stream.local, stream.remote);
                 let (src, sport, dst, dport) = (local.ip(), local.port(), remote.ip(), remote.port());
@@ -47,14 +48,24 @@ pub(super) fn sort_out(flows: &[FlowRecord], streams: &[StreamReport]) -> Vec<Fl
             }
         })
         .collect();
-    let outcome = |flow: &FlowRecord| {
+    let outcome = |number: usize, flow: &FlowRecord| {
+        if let Some(outcome) = plan.outcome(number) {
+            return outcome;
+        }
+        if flow.remaining.is_zero() {
+            return FlowOutcome::Dropped(DropCause::Expired);
+        }
         let is_its = |(tuple, _): &&(Tuple, RebuildFault)| flow.orig == *tuple || flow.reply == *tuple;
         match faults.iter().find(is_its) {
             Some((_, fault)) => FlowOutcome::Reset(ResetCause::LocalStream(*fault)),
             None => FlowOutcome::Kept,
         }
     };
-    flows.iter().map(|flow| FlowReport { orig: flow.orig, zone: flow.zone, outcome: outcome(flow) }).collect()
+    let report = |(number, flow): (usize, &FlowRecord)| {
+        let outcome = outcome(number, flow);
+        FlowReport { orig: flow.orig, zone: flow.zone, outcome }
+    };
+    flows.iter().enumerate().map(report).collect()
 }
 
 fn own_tuple(stream: &StreamReset) -> Tuple {

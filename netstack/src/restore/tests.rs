@@ -1,3 +1,8 @@
+//! Saves and restores of a whole stack.
+
+mod fork;
+mod time;
+
 use hibernet_snapshot::codec::encode;
 use hibernet_snapshot::image::{Image, ImageWriter, Limits, Requirement, SectionId};
 use hibernet_snapshot::{Entropy, GenerationId, Instant, Snapshot};

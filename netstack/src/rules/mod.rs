@@ -275,6 +275,11 @@ pub enum Action {
     Reject,
     /// It is dropped, and its sender gets a TCP reset. Matches TCP alone.
     RejectTcpReset,
+    /// It is dropped, and its sender gets an ICMP communication administratively prohibited.
+    RejectAdminProhibited,
+    /// TCP, UDP and echo requests are handed to this host's embedder, who stands in their destination's place
+    /// ([`Stack::tproxy_next`](crate::Stack::tproxy_next)); the chain is done with them. Anything else passes by.
+    Tproxy,
     /// It is not tracked.
     Notrack,
     /// Its flow's source becomes an address of the link it leaves on.
@@ -312,6 +317,8 @@ impl Action {
             Self::Drop => "drop",
             Self::Reject => "reject",
             Self::RejectTcpReset => "reject-tcp",
+            Self::RejectAdminProhibited => "reject-admin",
+            Self::Tproxy => "tproxy",
             Self::Notrack => "notrack",
             Self::Masquerade(_) => "masquerade",
             Self::Snat(_) => "snat",

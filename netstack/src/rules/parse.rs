@@ -210,7 +210,14 @@ impl Serialize for Action {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let name = self.name();
         let value = match self {
-            Self::Accept | Self::Drop | Self::Reject | Self::RejectTcpReset | Self::Notrack | Self::Return => {
+            Self::Accept
+            | Self::Drop
+            | Self::Reject
+            | Self::RejectTcpReset
+            | Self::RejectAdminProhibited
+            | Self::Tproxy
+            | Self::Notrack
+            | Self::Return => {
                 return serializer.serialize_str(name);
             }
             Self::Masquerade(target) if *target == NatTarget::default() => return serializer.serialize_str(name),
@@ -280,6 +287,8 @@ fn word_action(word: &str) -> Result<Action, String> {
         "drop" => Action::Drop,
         "reject" => Action::Reject,
         "reject-tcp" => Action::RejectTcpReset,
+        "reject-admin" => Action::RejectAdminProhibited,
+        "tproxy" => Action::Tproxy,
         "notrack" => Action::Notrack,
         "return" => Action::Return,
         _ => match word.split_once(' ').unwrap_or((word, "")) {
@@ -324,8 +333,8 @@ fn entry_action(name: &str, value: ActionValue) -> Result<Action, String> {
 
 fn unknown_action(found: &str) -> String {
     format!(
-        "found the action `{found}`, expected accept, drop, reject, reject-tcp, notrack, masquerade, snat, dnat, redirect, \
-         zone, zone_orig, ctmark, jump, goto, return or log, in their forms"
+        "found the action `{found}`, expected accept, drop, reject, reject-tcp, reject-admin, tproxy, notrack, masquerade, \
+         snat, dnat, redirect, zone, zone_orig, ctmark, jump, goto, return or log, in their forms"
     )
 }
 
@@ -427,6 +436,15 @@ impl<'de> Deserialize<'de> for Ports {
             NumberOrText::Text(text) => text.parse(),
         }
         .map_err(de::Error::custom)
+    }
+}
+
+impl fmt::Display for Proto {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match PROTOCOLS.iter().find(|(_, number)| *number == self.0) {
+            Some((name, _)) => f.write_str(name),
+            None => write!(f, "{}", self.0),
+        }
     }
 }
 

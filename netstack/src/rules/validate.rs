@@ -325,7 +325,11 @@ fn where_allowed(chain: &BaseChain, action: &Action) -> Result<(), &'static str>
             !nat && matches!(chain.hook, Hook::Prerouting | Hook::Output) && before_track,
             "a filter chain at prerouting or output before priority -200",
         ),
-        Action::Reject | Action::RejectTcpReset => (
+        Action::Tproxy => (
+            !nat && chain.hook == Hook::Prerouting && !before_track,
+            "a filter chain at prerouting behind priority -200",
+        ),
+        Action::Reject | Action::RejectTcpReset | Action::RejectAdminProhibited => (
             !nat && matches!(chain.hook, Hook::Prerouting | Hook::Input | Hook::Forward | Hook::Output),
             "a filter chain at prerouting, input, forward or output",
         ),

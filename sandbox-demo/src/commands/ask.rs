@@ -10,6 +10,8 @@ use serde_json::Value;
 use super::print;
 use crate::control::After;
 use crate::control::ControlClient;
+use crate::control::EgressReply;
+use crate::control::EventsReply;
 use crate::control::HooksReply;
 use crate::control::ListReply;
 use crate::control::NeighboursReply;
@@ -60,6 +62,27 @@ pub(crate) fn neighbours(control: &Path, json: bool) -> anyhow::Result<()> {
 pub(crate) fn hooks(control: &Path, json: bool) -> anyhow::Result<()> {
     let hooks: HooksReply = ControlClient::connect(control)?.call(&Request::Hooks)?;
     print(json, &hooks, || hooks.rows.iter().map(|row| format!("{}\n", row.text)).collect())
+}
+
+pub(crate) fn events(control: &Path, after: Option<u64>, json: bool) -> anyhow::Result<()> {
+    let found: EventsReply = ControlClient::connect(control)?.call(&Request::Events { after })?;
+    print(json, &found, || {
+        let mut text: String =
+            found.events.iter().map(|event| format!("{:>6} {}\n", event.number, event.text)).collect();
+        if found.lost > 0 {
+            text.push_str(&format!("{} older ones are not kept any more\n", found.lost));
+        }
+        text
+    })
+}
+
+pub(crate) fn egress(control: &Path, json: bool) -> anyhow::Result<()> {
+    let found: EgressReply = ControlClient::connect(control)?.call(&Request::Egress)?;
+    print(json, &found, || {
+        let EgressReply { tcp, udp, echo, policy } = &found;
+        let policy = policy.as_deref().unwrap_or("     as it was saved\n");
+        format!("host sockets: {tcp} of TCP, {udp} of UDP, {echo} of pings\negress policy:\n{policy}")
+    })
 }
 
 pub(crate) fn stats(control: &Path, json: bool) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 mod ask;
 mod images;
+mod policy;
 
 use std::io::ErrorKind;
 use std::io::Write;
@@ -9,6 +10,8 @@ use std::io::Write;
 use anyhow::Context;
 use serde::Serialize;
 
+pub(crate) use self::ask::egress;
+pub(crate) use self::ask::events;
 pub(crate) use self::ask::hooks;
 pub(crate) use self::ask::list;
 pub(crate) use self::ask::neighbours;
@@ -17,6 +20,8 @@ pub(crate) use self::ask::save;
 pub(crate) use self::ask::stats;
 pub(crate) use self::images::diff;
 pub(crate) use self::images::inspect;
+pub(crate) use self::policy::policy_check;
+pub(crate) use self::policy::policy_load;
 
 /// Prints `value` as one JSON object, or the text for people.
 pub(crate) fn print<T: Serialize>(json: bool, value: &T, text: impl FnOnce() -> String) -> anyhow::Result<()> {

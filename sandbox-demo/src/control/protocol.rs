@@ -25,6 +25,19 @@ pub(crate) enum Request {
     Hooks,
     /// Drops by reason and the links' counts. Answered by [`StatsReply`].
     Stats,
+    /// The last events: drops and logged packets. Answered by [`EventsReply`].
+    Events {
+        /// Those behind this number alone.
+        #[serde(default)]
+        after: Option<u64>,
+    },
+    /// Puts another egress policy in force. Answered by [`PolicyReply`].
+    Policy {
+        /// The policy file's text.
+        text: String,
+    },
+    /// What goes out by host sockets. Answered by [`EgressReply`].
+    Egress,
     /// Saves the stack to a file. Answered by [`SaveReply`] once the file is on disk.
     Save {
         /// The image's absolute path.
@@ -150,6 +163,16 @@ impl RestoreSummary {
         }
     }
 
+    /// Streams that were restored but end all the same, as the other end of each is gone.
+    pub(crate) fn lose_streams(&mut self, ended: Vec<String>) {
+        let count = ended.len() as u64;
+        self.kept = self.kept.saturating_sub(count);
+        self.reset = self.reset.saturating_add(count);
+        self.streams_kept = self.streams_kept.saturating_sub(count);
+        self.streams_reset = self.streams_reset.saturating_add(count);
+        self.resets.extend(ended);
+    }
+
     /// For people.
     pub(crate) fn text(&self) -> String {
         let Self { parent, restore_ms, rehash_ms, resets, .. } = self;
@@ -229,6 +252,54 @@ pub(crate) struct DropCount {
     pub(crate) number: u16,
     pub(crate) reason: String,
     pub(crate) count: u64,
+}
+
+/// The last events of a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EventsReply {
+    pub(crate) events: Vec<EventReply>,
+    /// Events that were asked for and are not kept any more.
+    pub(crate) lost: u64,
+}
+
+/// What became of a packet.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EventReply {
+    /// Counts from 0.
+    pub(crate) number: u64,
+    /// `drop`, `log`, `invalid` or `other`.
+    pub(crate) kind: String,
+    /// Why it was dropped.
+    pub(crate) reason: Option<String>,
+    /// The chain that said so.
+    pub(crate) chain: Option<String>,
+    /// The rule in it, from 0.
+    pub(crate) rule: Option<usize>,
+    /// The link it came in on.
+    pub(crate) iif: Option<String>,
+    pub(crate) src: Option<String>,
+    pub(crate) dst: Option<String>,
+    /// For people.
+    pub(crate) text: String,
+}
+
+/// An egress policy was put in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PolicyReply {
+    /// Its rules.
+    pub(crate) rules: usize,
+    /// Flows it does not allow, which have been ended.
+    pub(crate) ended: usize,
+}
+
+/// What goes out by host sockets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EgressReply {
+    pub(crate) tcp: usize,
+    pub(crate) udp: usize,
+    pub(crate) echo: usize,
+    /// The policy as people read it; none if it came with an image.
+    pub(crate) policy: Option<String>,
 }
 
 /// What passed one link.

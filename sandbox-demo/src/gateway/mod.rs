@@ -2,14 +2,27 @@
 
 mod application;
 mod config;
+mod dhcp;
+mod dns;
 mod engine;
+mod events;
+mod forward;
+mod guest;
+mod guest_rules;
 mod images;
 mod run;
+mod splice;
 
 pub(crate) use self::config::GatewayConfig;
 pub(crate) use self::config::GatewayLink;
 pub(crate) use self::config::MediumName;
 pub(crate) use self::engine::Engine;
+pub(crate) use self::forward::Forward;
+pub(crate) use self::guest::GuestOptions;
+pub(crate) use self::guest::GuestPlace;
+pub(crate) use self::guest::GuestStart;
+pub(crate) use self::guest::Resolvers;
+pub(crate) use self::guest::serve_guest;
 pub(crate) use self::images::ImageFiles;
 pub(crate) use self::images::threads;
 pub(crate) use self::run::Start;

@@ -6,6 +6,8 @@ use std::rc::Rc;
 
 use rustix::io::Errno;
 
+use super::Waiting;
+
 /// A wire within the process; it outlives the gateways that open its near end.
 #[derive(Clone, Default)]
 pub(crate) struct Wire {
@@ -46,13 +48,15 @@ impl MemoryLink {
         self.wire.to_gateway.borrow_mut().pop_front()
     }
 
-    pub(super) fn send(&self, datagram: &[u8]) -> Result<(), Errno> {
+    /// Sends the first of what waits.
+    pub(super) fn send(&self, waiting: &Waiting) -> Result<usize, Errno> {
+        let Some((datagram, _)) = waiting.front() else { return Ok(0) };
         let mut queue = self.wire.from_gateway.borrow_mut();
         if queue.len() >= MAX_QUEUED {
             return Err(Errno::NOBUFS);
         }
-        queue.push_back(datagram.to_vec());
-        Ok(())
+        queue.push_back(datagram.clone());
+        Ok(1)
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) struct StreamLink {
 /// Who calls whom.
 enum Role {
     /// We wait for one peer at a time; the next waits until the last is gone.
-    Listens(UnixListener, SocketFile),
+    Listens { listener: UnixListener, _file: SocketFile },
     /// We call, and call again, not more often than [`RETRY`].
     Connects(PathBuf, Instant),
 }
@@ -61,7 +61,7 @@ impl StreamLink {
         let (listener, file) = unix_socket::listen(path)?;
         let waiter = Waiter::new()?;
         waiter.add(&listener)?;
-        Ok(Self { role: Role::Listens(listener, file), waiter, peer: None })
+        Ok(Self { role: Role::Listens { listener, _file: file }, waiter, peer: None })
     }
 
     /// Connects to `path`, now or as soon as somebody is there.
@@ -145,7 +145,7 @@ impl StreamLink {
     /// Takes or makes a connection. False if there is none to be had now.
     fn meet(&mut self, counts: &mut LinkCounts) -> bool {
         let met = match &mut self.role {
-            Role::Listens(listener, _) => listener.accept().map(|(stream, _)| stream),
+            Role::Listens { listener, .. } => listener.accept().map(|(stream, _)| stream),
             Role::Connects(path, retry_at) => {
                 let now = clock::monotonic();
                 if now < *retry_at {
@@ -159,9 +159,8 @@ impl StreamLink {
         if stream.set_nonblocking(true).is_err() || self.waiter.add(&stream).is_err() {
             return false;
         }
-        // A larger buffer is as good as it can be had.
-        drop(rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER));
-        if let Role::Listens(listener, _) = &self.role {
+        let _as_large_as_may_be = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);
+        if let Role::Listens { listener, .. } = &self.role {
             // Otherwise the next one in line would look like work.
             drop(self.waiter.remove(listener));
         }
@@ -174,7 +173,7 @@ impl StreamLink {
     fn part(&mut self, counts: &mut LinkCounts) {
         if self.peer.take().is_some() {
             counts.disconnects += 1;
-            if let Role::Listens(listener, _) = &self.role {
+            if let Role::Listens { listener, .. } = &self.role {
                 drop(self.waiter.add(listener));
             }
         }

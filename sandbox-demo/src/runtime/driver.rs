@@ -23,7 +23,7 @@ pub(crate) async fn drive(net: Net) -> anyhow::Result<()> {
         let (more, held, wait) = {
             let mut engine = net.engine.borrow_mut();
             let more = engine.turn();
-            let blocked = engine.links().any(Link::is_blocked);
+            let blocked = engine.links().any(|link| link.is_blocked().is_some());
             let longest = if blocked { BLOCKED_WAIT } else { LONGEST_WAIT };
             (more, engine.state() == RunState::Held, engine.next_deadline().unwrap_or(longest).min(longest))
         };

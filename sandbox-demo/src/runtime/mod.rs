@@ -42,7 +42,7 @@ impl Net {
     }
 
     /// Does something with the stack. The driver is woken only by [`Net::changed`].
-    fn with_stack<T>(&self, act: impl FnOnce(&mut Stack, Instant) -> T) -> T {
+    pub(crate) fn with_stack<T>(&self, act: impl FnOnce(&mut Stack, Instant) -> T) -> T {
         let mut engine = self.engine.borrow_mut();
         let (stack, now) = engine.stack();
         act(stack, now)

@@ -3,11 +3,13 @@
 use std::future::poll_fn;
 use std::io;
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
 
 use hibernet_netstack::StreamError;
+use hibernet_netstack::StreamOptions;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
@@ -53,6 +55,19 @@ impl TcpStream {
         Self { net: net.clone(), id }
     }
 
+    /// Opens a connection of the stack; it is there before the peer has answered, which the first read or write waits for.
+    pub(crate) fn connect(net: &Net, to: SocketAddr, options: StreamOptions) -> io::Result<Self> {
+        let id = net.with_stack(|stack, now| stack.tcp_connect(None, to, options, now));
+        net.changed();
+        id.map(|id| Self::of(net, id)).map_err(io::Error::other)
+    }
+
+    /// Resets the peer.
+    pub(crate) fn abort(self) {
+        self.net.with_stack(|stack, now| stack.tcp_abort(self.id, now));
+        self.net.changed();
+    }
+
     /// The stack's id of it, which is the same after a restore.
     pub(crate) fn id(&self) -> hibernet_netstack::TcpStream {
         self.id
@@ -92,8 +107,15 @@ impl AsyncWrite for TcpStream {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = self.net.with_stack(|stack, now| stack.tcp_shutdown(self.id, now));
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = self.net.with_stack(|stack, now| {
+            let shut = stack.tcp_shutdown(self.id, now);
+            if shut == Err(StreamError::WouldBlock) {
+                // The handshake is not over.
+                stack.tcp_wake_on_write(self.id, cx.waker());
+            }
+            shut
+        });
         self.done(shut)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::task::Poll;
 
@@ -34,6 +35,23 @@ impl UdpSocket {
             })
         })
         .await
+    }
+
+    /// A new socket on a port nobody can guess, which hears of `peer` alone.
+    pub(crate) fn connected(net: &Net, from: IpAddr, peer: SocketAddr) -> io::Result<Self> {
+        net.with_stack(|stack, _| {
+            let id = stack.udp_bind(from, 0).map_err(io::Error::other)?;
+            if let Err(error) = stack.udp_connect(id, peer) {
+                stack.udp_close(id);
+                return Err(io::Error::other(error));
+            }
+            Ok(Self { net: net.clone(), id })
+        })
+    }
+
+    /// Closes it.
+    pub(crate) fn close(&self) {
+        self.net.with_stack(|stack, _| stack.udp_close(self.id));
     }
 
     /// Sends a datagram at once.

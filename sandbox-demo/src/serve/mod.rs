@@ -133,7 +133,7 @@ async fn run(options: ServeOptions) -> anyhow::Result<Net> {
     let sessions = Sessions::new(root, usize::from(most));
     engine.save_with(Box::new({
         let sessions = sessions.clone();
-        move || {
+        move |_| {
             sessions.look(|by_stream| {
                 let saving = Saving { http, echo, sessions: by_stream.iter().collect() };
                 codec::encode(&saving).context("saving what is served")

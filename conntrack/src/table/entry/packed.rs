@@ -78,6 +78,7 @@ impl<A: Addr> Entry<A> {
             return Err(Invalid::new("reply", "another ICMP type", "the type that answers the original's"));
         }
         check_nat(status, reply == inverse)?;
+        check_severed(status)?;
         let mut core = Core::new(proto, 0);
         core.status = status.bits();
         core.deadline = now.plus(left);
@@ -245,6 +246,15 @@ fn checked_status(bits: u16) -> Result<Status, Invalid> {
     Status::from_bits(bits)
         .filter(|status| Status::SAVABLE.contains(*status) && status.contains(Status::CONFIRMED))
         .ok_or_else(|| Invalid::new("status", format!("{bits:#06x}"), "a confirmed flow's known status bits"))
+}
+
+/// A severed flow is spared by early drop, and nobody is told of a flow that goes on.
+fn check_severed(status: Status) -> Result<(), Invalid> {
+    let spared = !status.contains(Status::SEVERED) || status.contains(Status::ASSURED);
+    if spared && (status.contains(Status::SEVERED) || !status.intersects(Status::TOLD)) {
+        return Ok(());
+    }
+    Err(Invalid::new("status", format!("{status:?}"), "severed flows assured, and nobody told of others"))
 }
 
 /// A flow is translated where its tuples say so, and only there.

@@ -92,7 +92,7 @@ impl Flows {
     pub(crate) fn on(frame: Frame, capacity: u32, part: Part) -> Self {
         let Frame { clock, now, slot } = frame;
         let (v4, v6) = (Shelf::new(capacity, slot), Shelf::new(capacity, slot));
-        Self { v4, v6, clock, now, capacity, len: 0, next_serial: 1, part, changes: None }
+        Self { v4, v6, clock, now, tick: clock.tick(now), capacity, len: 0, next_serial: 1, part, changes: None }
     }
 
     pub(crate) fn frame(&self) -> Frame {

@@ -135,7 +135,8 @@ impl Snapshot for Flows {
 
     /// Entries whose time has come but which nothing has collected yet are not written.
     fn save(&self) -> FlowsSaved {
-        let Self { v4: _, v6: _, clock: _, now: _, capacity, len: _, next_serial: _, part: _, changes: _ } = self;
+        let Self { v4: _, v6: _, clock: _, now: _, capacity, len: _, next_serial: _, part: _, changes: _, tick: _ } =
+            self;
         FlowsSaved::of(&[self], *capacity)
     }
 

@@ -199,6 +199,11 @@ impl Stack {
         }
     }
 
+    /// Bytes that were written and that the peer has not acknowledged (`SIOCOUTQ`); `None` if the stream is over.
+    pub fn tcp_unacknowledged(&self, stream: TcpStream) -> Option<usize> {
+        Some(self.local.tcp.connection(stream)?.look(|socket| socket.send_queue()))
+    }
+
     /// All streams that are not given back, in the order they were opened.
     pub fn tcp_streams(&self) -> Vec<TcpStream> {
         let tcp = &self.local.tcp;

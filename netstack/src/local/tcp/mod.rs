@@ -4,6 +4,8 @@
 //! numbers into it; smoltcp answers; `shim` puts the wire's numbers into what it sends. `api` is what an embedder calls,
 //! `image` what a save writes, `rebuild` the way back.
 
+mod admit;
+mod aged;
 mod api;
 mod connection;
 mod cookie;
@@ -29,6 +31,8 @@ use slab::Slab;
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::IpListenEndpoint;
 
+pub(crate) use self::admit::Asked;
+pub(crate) use self::aged::Removed;
 pub use self::api::StreamState;
 use self::connection::{Connection, Owner};
 use self::cookie::Cookies;
@@ -157,6 +161,10 @@ impl Connections {
     pub(super) fn watch(&self, scan: &mut CanaryScan) {
         self.keys.watch("TCP numbers", scan);
         scan.watch_key("scratch seed", &self.keys.fixed([SCRATCH_SEED, 0]).to_le_bytes());
+    }
+
+    pub(super) const fn most(&self) -> usize {
+        self.most
     }
 
     pub(super) fn set_most(&mut self, most: usize) {

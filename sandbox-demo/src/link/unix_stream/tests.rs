@@ -162,7 +162,7 @@ fn a_socket_left_by_the_dead_is_replaced_and_one_of_the_living_is_not() {
     let error = StreamLink::listen(&path(&directory)).err().expect("somebody has it").to_string();
     assert!(error.contains("net.sock") && error.contains("another path"), "{error}");
     // As after a SIGKILL: the file stays.
-    let Role::Listens(listener, file) = link.role else { panic!("it listens") };
+    let Role::Listens { listener, _file: file } = link.role else { panic!("it listens") };
     std::mem::forget(file);
     drop((listener, link.waiter));
     StreamLink::listen(&path(&directory)).expect("nobody has it");

@@ -292,9 +292,10 @@ fn pass(table: &mut Conntrack, burst: &mut [Vec<u8>]) -> usize {
         });
     }
     let mut astray = 0;
-    for (bytes, attachment) in burst.iter_mut().zip(&attachments) {
-        let there = table.nat_translate(attachment, Manip::Destination, bytes);
-        let back = table.nat_translate(attachment, Manip::Source, bytes);
+    for ((bytes, attachment), parsed) in burst.iter_mut().zip(&attachments).zip(&parsed) {
+        let Some(parsed) = parsed else { continue };
+        let there = table.nat_translate_parsed(attachment, Manip::Destination, bytes, parsed);
+        let back = table.nat_translate_parsed(attachment, Manip::Source, bytes, parsed);
         let translated = matches!((there, back), (Ok(there), Ok(back)) if there != back);
         astray += usize::from(!translated || attachment.remark().is_some());
     }

@@ -136,7 +136,7 @@ impl Host {
         for _ in 0..BURST {
             let Some(frame) = self.device.receive() else { break };
             self.counts.received += 1;
-            for frame in self.sky.pass(Way::Inward, frame) {
+            for frame in self.sky.pass(Way::Inward, frame.frame) {
                 self.stack.ingress(self.link, frame, now);
             }
             self.emit();
@@ -173,7 +173,7 @@ impl Host {
         let mut wait = if self.held { LONGEST_WAIT } else { due };
         if self.program.has_work() && !self.held {
             wait = 0;
-        } else if (self.sky.holds_back() || self.device.is_blocked()) && !self.held {
+        } else if (self.sky.holds_back() || self.device.is_blocked().is_some()) && !self.held {
             wait = wait.min(1_000_000);
         }
         let wait = Timespec { tv_sec: 0, tv_nsec: i64::try_from(wait).unwrap_or(0) };
