@@ -2,8 +2,7 @@
 //!
 //! `cargo bench -p hibernet-conntrack --bench images [-- FLOWS [RUNS]]`
 //!
-//! The flows: three quarters IPv4, one quarter IPv6, half of each translated, established TCP with full windows, counted; in
-//! the order of their creation, and `mixed`: in slots that do not follow age, as in a table that has been in use. Of each
+//! The flows: three quarters IPv4, one quarter IPv6, half of each translated, established TCP with full windows, counted. Of each
 //! figure the least of several runs is shown, as wall time and as the time that all threads together were on a processor: on a
 //! machine that does other work, the second is the one to read.
 
@@ -14,11 +13,13 @@
 )]
 
 use std::hint::black_box;
+use std::net::IpAddr;
 use std::process::Command;
 use std::time::Instant as Wall;
 
 use hibernet_conntrack::{
-    Config, Conntrack, ConntrackSaved, Packing, RestoreOptions, RestoreRoom, SaveBuffer, Validated,
+    Config, Conntrack, ConntrackSaved, CtState, FlowRecord, Origin, Packing, ProtocolState, RestoreOptions,
+    RestoreRoom, SaveBuffer, Validated, Zone, parse,
 };
 use hibernet_snapshot::codec::{decode, encode};
 use hibernet_snapshot::image::Limits;
@@ -38,7 +39,8 @@ fn main() {
     let bench = Bench { flows: numbers.next().unwrap_or(1_000_000), runs: numbers.next().unwrap_or(7) };
     println!("{} flows, least of {} runs; ms per million flows: wall / all threads together", bench.flows, bench.runs);
     bench.pauses();
-    let table = Table::of(bench.flows, Mix::Both).open();
+    let mut table = Table::of(bench.flows, Mix::Both).open();
+    bench.deltas(&mut table);
     let images = bench.saves(&table);
     let expected = table.save();
     drop(table);
@@ -100,6 +102,38 @@ impl Bench {
                 self.row("pause of a full save, IPv4, into memory never touched", begun.end(), "");
             }
         }
+    }
+
+    /// Of 10,000 flows that had a packet each since the last save.
+    fn deltas(&self, table: &mut Conntrack) {
+        let flows: Vec<FlowRecord> = table.flows();
+        let v4: Vec<&FlowRecord> = flows.iter().filter(|flow| !flow.orig.is_v6()).collect();
+        let touched = 10_000_u32.min(v4.len() as u32);
+        let step = v4.len() / touched as usize;
+        let mut frozen = table.freeze_base(Mix::Both.buffer(self.flows));
+        frozen.settings(&Packing::default());
+        assert!(table.written(frozen.point()));
+        let (mut pause, mut packing, mut bytes) = (Took::WORST, Took::WORST, 0);
+        for _ in 0..self.runs {
+            for flow in v4.iter().step_by(step).take(touched as usize) {
+                touch(table, flow);
+            }
+            let begun = Took::begin();
+            let delta = table.freeze_delta().unwrap();
+            pause = pause.min(begun.end());
+            assert_eq!(delta.changed() as u32, touched);
+            let begun = Took::begin();
+            let (script, point) = delta.pack();
+            packing = packing.min(begun.end());
+            bytes = script.len();
+            assert!(table.written(point));
+        }
+        // Not per million: this is the whole of it.
+        for (name, took, target) in [("pause of a delta", pause, "   target 2"), ("packing of it", packing, "")] {
+            let name = format!("{name}, {touched} touched flows of {}", self.flows);
+            println!("{name:<62} {:>8.2} / {:>7.2}{target} (ms in all)", took.wall, took.cpu);
+        }
+        println!("{:<62} {bytes:>8} bytes", "size of it");
     }
 
     fn saves(&self, table: &Conntrack) -> [Saved; 2] {
@@ -225,6 +259,25 @@ fn peak(file: &str) {
     let took = begun.end();
     println!("{} {} {}", status("VmHWM:") - before, took.wall, took.cpu);
     black_box(restored);
+}
+
+/// An acknowledgement without data, of the flow's first sender.
+fn touch(table: &mut Conntrack, flow: &FlowRecord) {
+    let (IpAddr::V4(src), IpAddr::V4(dst)) = (flow.orig.src, flow.orig.dst) else { return };
+    let ProtocolState::Tcp(track) = flow.protocol else { return };
+    let [own, other] = track.sides;
+    let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0];
+    packet.extend([src.octets(), dst.octets()].concat());
+    packet.extend([flow.orig.sport.to_be_bytes(), flow.orig.dport.to_be_bytes()].concat());
+    packet.extend([own.td_end.to_be_bytes(), other.td_end.to_be_bytes()].concat());
+    packet.extend([0x50, 0x10, 0x02, 0x00, 0, 0, 0, 0]);
+    // The sum over the header, which `parse` looks at.
+    let sum: u32 = packet[..20].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    let parsed = parse(&packet).unwrap();
+    let attachment = table.track(&packet, &parsed, Zone::default(), Origin::Local, NOW).unwrap();
+    assert_eq!(attachment.state(), Some(CtState::Established));
 }
 
 /// A line of `/proc/self/status`, in bytes.

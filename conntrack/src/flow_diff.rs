@@ -25,9 +25,9 @@ pub enum FlowChange {
     /// Something of it is another.
     Changed {
         /// What it was.
-        before: FlowRecord,
+        before: Box<FlowRecord>,
         /// What it is.
-        after: FlowRecord,
+        after: Box<FlowRecord>,
     },
 }
 
@@ -55,7 +55,9 @@ pub fn diff_flows<E: From<NotRestored>>(
         let come = if order.is_ge() { new.next() } else { None };
         match (gone, come) {
             (Some(one), Some(other)) if one == other => {}
-            (Some(one), Some(other)) => each(FlowChange::Changed { before: unpacked(one)?, after: unpacked(other)? })?,
+            (Some(one), Some(other)) => {
+                each(FlowChange::Changed { before: Box::new(unpacked(one)?), after: Box::new(unpacked(other)?) })?
+            }
             (Some(one), None) => each(FlowChange::Removed(unpacked(one)?))?,
             (None, Some(other)) => each(FlowChange::Added(unpacked(other)?))?,
             (None, None) => return Ok(()),

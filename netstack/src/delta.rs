@@ -129,7 +129,7 @@ impl DeltaChain {
         let writer = || delta.header().writer.clone();
         let found = base_of(&delta)?.ok_or_else(|| RestoreError::NotADelta { writer: writer() })?;
         if found != link {
-            return Err(RestoreError::WrongBase { found, expected: link, writer: writer() });
+            return Err(RestoreError::WrongBase { found: Box::new(found), expected: Box::new(link), writer: writer() });
         }
         let writer = writer();
         let _base = delta.take(BASE);

@@ -178,9 +178,9 @@ pub enum RestoreError {
     )]
     WrongBase {
         /// What it continues.
-        found: DeltaBase,
+        found: Box<DeltaBase>,
         /// What came before it.
-        expected: DeltaBase,
+        expected: Box<DeltaBase>,
         /// Who wrote it.
         writer: String,
     },

@@ -111,6 +111,9 @@ pub(crate) struct Part {
     pub(crate) deal: u16,
 }
 
+/// The slots of both families.
+type Slabs<'a> = (&'a [Entry<[u8; 4]>], &'a [Entry<[u8; 16]>]);
+
 /// Slabs, clock and serial numbers.
 #[derive(Debug)]
 pub(crate) struct Flows {
@@ -403,7 +406,7 @@ impl Flows {
     }
 
     /// The slabs of both families, vacant slots included.
-    pub(crate) fn slabs(&self) -> (&[Entry<[u8; 4]>], &[Entry<[u8; 16]>]) {
+    pub(crate) fn slabs(&self) -> Slabs<'_> {
         (self.v4.slab(), self.v6.slab())
     }
 

@@ -227,6 +227,9 @@ struct Filing<A> {
     family: core::marker::PhantomData<A>,
 }
 
+/// Those of both families.
+type Filings = (Filing<[u8; 4]>, Filing<[u8; 16]>);
+
 /// A part of a slab, with what has been filed of it.
 struct Shelving<'a, A> {
     slots: &'a mut [Entry<A>],
@@ -297,7 +300,7 @@ fn fill(
     slab6: &mut [Entry<[u8; 16]>],
     frame: Frame,
     options: &RestoreOptions<'_>,
-) -> Result<(Filing<[u8; 4]>, Filing<[u8; 16]>), Invalid> {
+) -> Result<Filings, Invalid> {
     let ticks = frame.ticks();
     let done = AtomicU32::new(0);
     let (mut left4, mut left6) = (&mut *slab4, &mut *slab6);
@@ -363,7 +366,7 @@ struct Share<'a> {
 }
 
 impl Share<'_> {
-    fn read(self, ticks: &Ticks, done: impl Fn(u32)) -> Result<(Filing<[u8; 4]>, Filing<[u8; 16]>), Invalid> {
+    fn read(self, ticks: &Ticks, done: impl Fn(u32)) -> Result<Filings, Invalid> {
         let Self { mut first, runs, mut v4, mut v6 } = self;
         for Run { stored, flows, v6: of_v6 } in runs {
             let plain;
