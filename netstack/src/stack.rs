@@ -135,6 +135,8 @@ pub struct Stack {
     pub(crate) lineage: Vec<GenerationId>,
     /// The last time the stack was told.
     pub(crate) told: Instant,
+    /// The save that the next delta continues. Of this process alone: a restored stack begins with a base.
+    pub(crate) chain: Option<crate::image::DeltaBase>,
 }
 
 /// A packet that waits for its turn.
@@ -173,6 +175,7 @@ impl Stack {
             neighbours: Neighbours::new(&mut entropy),
             lineage: Vec::new(),
             told: now,
+            chain: None,
         })
     }
 

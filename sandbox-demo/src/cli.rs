@@ -19,11 +19,14 @@ use hibernet_netstack::Cidr;
 
 use self::gateway::GatewayArgs;
 use crate::commands;
+use crate::control::SaveForm;
+use crate::control::SaveKind;
 use crate::demo;
 use crate::demo::LinkChoice;
 use crate::egress;
 use crate::egress::EgressLimits;
 use crate::egress::EgressOptions;
+use crate::gateway::ImageFiles;
 use crate::gateway::Start;
 use crate::gateway::run;
 use crate::gateway::serve_guest;
@@ -39,16 +42,12 @@ use crate::serve::ServeStart;
 /// no difference, 1 for some, 2 for trouble.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    let trouble = if matches!(cli.command, Some(Command::Diff { .. })) {
-        ExitCode::from(DIFF_TROUBLE)
-    } else {
-        ExitCode::FAILURE
-    };
+    let is_diff = matches!(cli.command, Some(Command::Diff { .. }));
     match write_errors_for_large_files().and_then(|()| cli.run()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("sandbox-demo: {error:#}");
-            trouble
+            if is_diff { ExitCode::from(DIFF_TROUBLE) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -139,6 +138,15 @@ enum Command {
         /// Stand still afterwards, until `resume` or the end.
         #[arg(long)]
         hold: bool,
+        /// Let deltas continue this image: from now on the gateway notes what changes.
+        #[arg(long)]
+        base: bool,
+        /// Write what has changed since the last --base or --delta alone. `restore` wants that image and all deltas since.
+        #[arg(long, conflicts_with_all = ["base", "compress"])]
+        delta: bool,
+        /// Compress the flow records. What users send is never compressed: its length would tell of it.
+        #[arg(long)]
+        compress: bool,
         #[command(flatten)]
         seal: Seal,
         #[command(flatten)]
@@ -149,8 +157,11 @@ enum Command {
     /// Configuration, rules, flows and bindings come from the image; keys are drawn afresh. The devices must have the names
     /// that the saved gateway's had.
     Restore {
-        /// The image to start from.
-        image: PathBuf,
+        /// The image to start from, and the deltas behind it in their order.
+        #[arg(required = true, value_name = "IMAGE [DELTA]...")]
+        images: Vec<PathBuf>,
+        #[command(flatten)]
+        seal: Seal,
         #[command(flatten)]
         at: RunPlace,
     },
@@ -179,12 +190,13 @@ enum Command {
         #[command(flatten)]
         control: Control,
     },
-    /// Print what an image holds: its header, sections and counts.
+    /// Print what an image holds: its header, sections and counts; of a delta, what it continues.
     ///
     /// Of a sealed image, without its key, what its header says is printed, and that nobody has checked it.
     Inspect {
-        /// The image.
-        image: PathBuf,
+        /// The image, and deltas behind it in their order: then what they come to together.
+        #[arg(required = true, value_name = "IMAGE [DELTA]...")]
+        images: Vec<PathBuf>,
         #[command(flatten)]
         seal: Seal,
     },
@@ -200,6 +212,12 @@ enum Command {
         before: PathBuf,
         /// The later image.
         after: PathBuf,
+        /// A delta behind the earlier image. Give it once per delta, in their order.
+        #[arg(long = "before-delta", value_name = "DELTA")]
+        before_deltas: Vec<PathBuf>,
+        /// A delta behind the later image. Give it once per delta, in their order.
+        #[arg(long = "after-delta", value_name = "DELTA")]
+        after_deltas: Vec<PathBuf>,
         #[command(flatten)]
         seal: Seal,
     },
@@ -253,9 +271,11 @@ struct RunArgs {
     /// Start with this configuration and an empty flow table.
     #[arg(long, value_name = "FILE", group = "start")]
     config: Option<PathBuf>,
-    /// Start from this image; configuration and rules come with it.
-    #[arg(long, value_name = "IMAGE", group = "start")]
-    restore: Option<PathBuf>,
+    /// Start from this image, and the deltas behind it; configuration and rules come with it.
+    #[arg(long, value_name = "IMAGE", group = "start", num_args = 1..)]
+    restore: Option<Vec<PathBuf>>,
+    #[command(flatten)]
+    seal: Seal,
     #[command(flatten)]
     at: RunPlace,
 }
@@ -300,16 +320,6 @@ struct ServeArgs {
     control: Control,
 }
 
-/// The key of sealed images.
-#[derive(Debug, Args)]
-struct Seal {
-    /// The file with the key that images are sealed with (XChaCha20-Poly1305): 32 bytes, or 64 hexadecimal digits, readable by its
-    /// owner only. Make one with `(umask 077; head -c 32 /dev/urandom >key)`. With a key, an image that is not sealed with it
-    /// is refused; a gateway or server started with one seals every image that it saves.
-    #[arg(long = "seal-key", value_name = "FILE")]
-    key: Option<PathBuf>,
-}
-
 /// Where a gateway runs.
 #[derive(Debug, Args)]
 struct RunPlace {
@@ -325,8 +335,6 @@ struct RunPlace {
     /// Pass no traffic until `sandbox-demo resume`.
     #[arg(long)]
     hold: bool,
-    #[command(flatten)]
-    seal: Seal,
     #[command(flatten)]
     egress: EgressArgs,
     #[command(flatten)]
@@ -381,6 +389,16 @@ impl OffloadChoice {
     }
 }
 
+/// The key of sealed images.
+#[derive(Debug, Args)]
+struct Seal {
+    /// The file with the key that images are sealed with (XChaCha20-Poly1305): 32 bytes, or 64 hexadecimal digits, readable by its
+    /// owner only. Make one with `(umask 077; head -c 32 /dev/urandom >key)`. With a key, an image that is not sealed with it
+    /// is refused; a gateway or server started with one seals every image that it saves.
+    #[arg(long = "seal-key", value_name = "FILE")]
+    key: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 struct Control {
     /// The gateway's control socket.
@@ -393,15 +411,23 @@ impl Cli {
         let json = self.json;
         match self.command.unwrap_or(Command::Demo { links: None }) {
             Command::Demo { links } => return demo::demo(links, json),
-            Command::Run(RunArgs { config, restore, at }) => {
-                let start = config.map(Start::Fresh).or(restore.map(Start::Restored));
-                at.run(&start.ok_or_else(|| anyhow::anyhow!("give --config or --restore"))?, json)?;
+            Command::Run(RunArgs { config, restore, seal: Seal { key }, at }) => {
+                let restore = restore.map(|paths| Start::Restored(ImageFiles { paths, seal_key: key.clone() }));
+                let start = config.map(Start::Fresh).or(restore);
+                at.run(&start.ok_or_else(|| anyhow::anyhow!("give --config or --restore"))?, key, json)?;
             }
             Command::Serve(args) => serve::serve(args.options(json))?,
             Command::Gateway(args) => serve_guest(args.options(json))?,
-            Command::Restore { image, at } => at.run(&Start::Restored(image), json)?,
-            Command::Save { image, hold, seal, control } => {
-                commands::save(&control.socket, &image, seal.key.as_deref(), hold, json)?;
+            Command::Restore { images, seal: Seal { key }, at } => {
+                at.run(&Start::Restored(ImageFiles { paths: images, seal_key: key.clone() }), key, json)?;
+            }
+            Command::Save { image, hold, base, delta, compress, seal: Seal { key: seal_key }, control } => {
+                let kind = match (base, delta) {
+                    (_, true) => SaveKind::Delta,
+                    (true, false) => SaveKind::Base,
+                    (false, false) => SaveKind::Full,
+                };
+                commands::save(&control.socket, &image, hold, SaveForm { kind, compress, seal_key }, json)?;
             }
             Command::Resume { control } => commands::resume(&control.socket, json)?,
             Command::List { control } => commands::list(&control.socket, json)?,
@@ -414,9 +440,15 @@ impl Cli {
             Command::Events { after, control } => commands::events(&control.socket, after, json)?,
             Command::Egress { control } => commands::egress(&control.socket, json)?,
             Command::Stats { control } => commands::stats(&control.socket, json)?,
-            Command::Inspect { image, seal } => commands::inspect(&image, seal.key.as_deref(), json)?,
-            Command::Diff { before, after, seal } => {
-                let differs = commands::diff(&before, &after, seal.key.as_deref(), json)?;
+            Command::Inspect { images, seal: Seal { key: seal_key } } => {
+                commands::inspect(&ImageFiles { paths: images, seal_key }, json)?;
+            }
+            Command::Diff { before, after, before_deltas, after_deltas, seal } => {
+                let files = |image, deltas: Vec<PathBuf>| {
+                    let paths = std::iter::once(image).chain(deltas).collect();
+                    ImageFiles { paths, seal_key: seal.key.clone() }
+                };
+                let differs = commands::diff(&files(before, before_deltas), &files(after, after_deltas), json)?;
                 return Ok(ExitCode::from(u8::from(differs)));
             }
             Command::Peer { parent } => peers::serve(parent)?,
@@ -426,13 +458,14 @@ impl Cli {
 }
 
 impl RunPlace {
-    fn run(&self, start: &Start, json: bool) -> anyhow::Result<()> {
+    fn run(&self, start: &Start, seal_key: Option<PathBuf>, json: bool) -> anyhow::Result<()> {
         if let Some(parent) = self.parent {
             netns::die_with(parent)?;
         }
         let links = self.offload.choose(&self.links)?;
         let EgressArgs { policy, flows, connect } = &self.egress;
-        let mut engine = start.engine(&links, self.seal.key.as_deref())?;
+        let mut engine = start.engine(&links)?;
+        engine.seal_with(seal_key)?;
         if policy.is_some() || egress::has_policy(engine.stack().0.rules()) {
             let most = *flows as usize;
             let connect = Duration::from_secs(*connect);
@@ -446,21 +479,25 @@ impl RunPlace {
 
 impl ServeArgs {
     fn options(self, json: bool) -> ServeOptions {
-        let Self { link, addrs, restore, via, mtu, http, echo, root, max_connections, hold, seal, control } = self;
+        let Self {
+            link,
+            addrs,
+            restore,
+            via,
+            mtu,
+            http,
+            echo,
+            root,
+            max_connections,
+            hold,
+            seal: Seal { key: seal_key },
+            control,
+        } = self;
         let start = match restore {
-            Some(image) => ServeStart::Restored(image),
+            Some(image) => ServeStart::Restored(ImageFiles { paths: vec![image], seal_key: seal_key.clone() }),
             None => ServeStart::Fresh(Place { addrs, via, mtu, http, echo }),
         };
-        ServeOptions {
-            start,
-            link,
-            root,
-            most: max_connections,
-            control: control.socket,
-            hold,
-            seal_key: seal.key,
-            json,
-        }
+        ServeOptions { start, link, root, most: max_connections, control: control.socket, hold, seal_key, json }
     }
 }
 

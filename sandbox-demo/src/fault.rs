@@ -4,9 +4,11 @@ use std::fmt;
 use std::path::Path;
 
 use hibernet_netstack::RestoreError;
-use hibernet_snapshot::image::Image;
 use hibernet_snapshot::image::ImageError;
 use rustix::io::Errno;
+
+use crate::image_file::front_of;
+use crate::image_file::said_writer;
 
 /// A failure with its remedy, printed as one line.
 #[derive(Debug)]
@@ -48,7 +50,7 @@ pub(crate) fn errno_fault(what: impl fmt::Display, errno: Errno) -> Fault {
 }
 
 /// An image that was refused: what is wrong with it, and what to do.
-pub(crate) fn image_fault(path: &Path, image: &[u8], error: &RestoreError) -> Fault {
+pub(crate) fn image_fault(path: &Path, error: &RestoreError) -> Fault {
     let remedy = match error {
         RestoreError::Image(ImageError::TooNew { .. } | ImageError::UnknownSection { .. })
         | RestoreError::Schema { .. }
@@ -59,10 +61,10 @@ pub(crate) fn image_fault(path: &Path, image: &[u8], error: &RestoreError) -> Fa
     };
     // Whoever wrote it is named in every error, as far as the header can be read.
     let (mut what, named) = (format!("the image {}: {error}", path.display()), "written by ");
-    if let Ok(front) = Image::front(image)
-        && !what.contains(named)
+    if !what.contains(named)
+        && let Some(writer) = said_writer(&front_of(path))
     {
-        what.push_str(&format!(" ({named}{:?})", front.header.writer));
+        what.push_str(&format!(" ({named}{writer:?}, it says)"));
     }
     Fault::new(what, remedy)
 }

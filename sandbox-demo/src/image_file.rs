@@ -1,13 +1,10 @@
-//! Images in files: read and written whole, sealed where there is a key for it.
+//! Keys of sealed images, and what the front of an image says.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
-use anyhow::Context;
-use hibernet_snapshot::Entropy;
-use hibernet_snapshot::file::OsFilesystem;
-use hibernet_snapshot::file::write_atomic;
-use hibernet_snapshot::file::write_atomic_parts;
+use hibernet_snapshot::image::Image;
 use hibernet_snapshot::seal;
 use hibernet_snapshot::seal::SealError;
 use hibernet_snapshot::seal::SealKey;
@@ -20,22 +17,6 @@ use zeroize::Zeroizing;
 
 use crate::fault::Fault;
 
-/// The image in a file, its seal taken off. With a key nothing but what was sealed with it is read; without one, nothing sealed.
-pub(crate) fn read_image(path: &Path, key: Option<&SealKey>) -> Result<Vec<u8>, Fault> {
-    let bytes = read_file(path)?;
-    match key {
-        Some(key) => seal::open(bytes, key).map_err(|error| seal_fault(path, &error)),
-        None if seal::is_sealed(&bytes) => {
-            let writer = Sealed::read(&bytes).map(|sealed| said_writer(&sealed)).unwrap_or_default();
-            Err(Fault::new(
-                format!("the image {} is sealed{writer}", path.display()),
-                "give the key it was sealed with: --seal-key FILE",
-            ))
-        }
-        None => Ok(bytes),
-    }
-}
-
 /// What is in a file that should be an image, sealed or not.
 pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, Fault> {
     fs::read(path).map_err(|error| {
@@ -44,20 +25,6 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, Fault> {
             "give the path of a file made by `sandbox-demo save`",
         )
     })
-}
-
-/// Puts an image in a file, whole or not at all: sealed, under a nonce of its own, where there is a key.
-pub(crate) fn write_image(
-    path: &Path,
-    image: &[u8],
-    key: Option<&SealKey>,
-    entropy: &mut Entropy,
-) -> anyhow::Result<()> {
-    let written = match key {
-        Some(key) => write_atomic_parts(&mut OsFilesystem, path, seal::sealed_parts(image, key, entropy)),
-        None => write_atomic(&mut OsFilesystem, path, image),
-    };
-    written.with_context(|| format!("writing {}", path.display()))
 }
 
 /// The key in a file that nobody else may read.
@@ -94,12 +61,34 @@ pub(crate) fn read_seal_key(path: &Path) -> Result<SealKey, Fault> {
     })
 }
 
-/// Who is said to have written a sealed image. Without the key nobody knows whether it is true.
-pub(crate) fn said_writer(sealed: &Sealed) -> String {
-    format!(" (it says it was written by {:?})", sealed.front.header.writer)
+/// The first bytes of a file, as many as an image's header takes, sealed or not; fewer, or none, if that is all.
+pub(crate) fn front_of(path: &Path) -> Vec<u8> {
+    let mut front = Vec::new();
+    if let Ok(file) = fs::File::open(path) {
+        // What cannot be read is missed when the file is.
+        drop(file.take(LONGEST_FRONT).read_to_end(&mut front));
+    }
+    front
 }
 
-fn seal_fault(path: &Path, error: &SealError) -> Fault {
+/// The program that an image says it was written by. Of a sealed one nobody knows without the key whether that is true.
+pub(crate) fn said_writer(front: &[u8]) -> Option<String> {
+    let header = match seal::is_sealed(front) {
+        true => Sealed::read(front).ok()?.front.header,
+        false => Image::front(front).ok()?.header,
+    };
+    Some(header.writer)
+}
+
+/// Why a seal does not come off, from what reads the image through it.
+pub(crate) fn unseal_fault(path: &Path, error: &std::io::Error) -> Fault {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<SealError>()) {
+        Some(error) => seal_fault(path, error),
+        None => Fault::new(format!("cannot read the image {}: {error}", path.display()), "take another copy"),
+    }
+}
+
+pub(crate) fn seal_fault(path: &Path, error: &SealError) -> Fault {
     let remedy = match error {
         SealError::NotSealed { found } if found.starts_with(b"HIBERNET") => {
             "whoever put it there did not have the key; if it was you, leave out --seal-key"
@@ -112,6 +101,8 @@ fn seal_fault(path: &Path, error: &SealError) -> Fault {
     Fault::new(format!("the image {}: {error}", path.display()), remedy)
 }
 
+/// More than any front of an image takes.
+const LONGEST_FRONT: u64 = 512;
 const MAKE_A_KEY: &str = "make one with `(umask 077; head -c 32 /dev/urandom >key)`";
 /// More than any key takes: 64 digits and the end of the line.
 const LONGEST_KEY_FILE: usize = 80;

@@ -50,7 +50,7 @@
 //! - [`Secret`] and [`Entropy`]: key material is typed from the moment it is drawn.
 //! - [`image`]: the container, readable without any codec. [`codec`]: how a section's body is encoded.
 //! - [`diff`]: what a save holds and what changed between two, for people and for tests.
-//! - `seal` (feature `seal`): an image encrypted and authenticated under a key.
+//! - [`seal`]: an image encrypted and authenticated under a key.
 //! - `file` (feature `os`): puts an image in a file so that a crash leaves the old file or the new one.
 //!
 //! # What it does not do
@@ -71,10 +71,10 @@ extern crate self as hibernet_snapshot;
 
 pub mod codec;
 pub mod diff;
+pub mod digest;
 #[cfg(feature = "os")]
 pub mod file;
 pub mod image;
-#[cfg(feature = "seal")]
 pub mod seal;
 
 mod decoded;

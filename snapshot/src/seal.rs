@@ -43,6 +43,7 @@
 mod error;
 mod key;
 mod open;
+mod stream;
 mod write;
 
 use core::ops::RangeInclusive;
@@ -53,6 +54,7 @@ use chacha20poly1305::XChaCha20Poly1305;
 pub use error::SealError;
 pub use key::{SealKey, SealKeyError};
 pub use open::{Sealed, open};
+pub use stream::Unsealer;
 pub use write::{Sealer, seal, sealed_parts};
 
 use crate::image::{SEALED_MAGIC, WRITER_BYTES};

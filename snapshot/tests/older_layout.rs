@@ -41,7 +41,9 @@ fn older() -> [Older<Table>; 1] {
 
 fn image_of_version_1(port: u16) -> Vec<u8> {
     let table = version_1::Table { port, key: Secret::new([1; 16]) };
-    to_image(&table, "table 1.0", Entropy::from_test_seed(1).public_id()).unwrap()
+    let image = to_image(&table, "table 1.0", Entropy::from_test_seed(1).public_id()).unwrap();
+    assert!(!image.windows(16).any(|window| window == table.key.expose()), "it was never written either");
+    image
 }
 
 fn restored(image: &[u8]) -> Result<Table, String> {

@@ -2,15 +2,16 @@
 //!
 //! `cargo run -p hibernet-tests --bin golden` writes one of the present format, of a stack that has something in every section.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use hibernet_netstack::{
-    Cidr, LinkConfig, LinkId, ListenOptions, LocalServices, MacAddr, Medium, Route, Ruleset, Stack, StackConfig,
-    StreamOptions,
+    Cidr, LinkConfig, LinkId, ListenOptions, LocalServices, MacAddr, Medium, Packing, Route, Ruleset, SaveBuffer,
+    Stack, StackConfig, StreamOptions,
 };
 use hibernet_snapshot::image::{Image, ImageWriter, Limits, Requirement, SectionId};
-use hibernet_snapshot::{Entropy, Instant};
+use hibernet_snapshot::{Entropy, GenerationId, Instant};
 
 use crate::notation::{Fragment, build};
 use crate::traffic::{GENERATION, Gateway, START};
@@ -24,16 +25,42 @@ pub const APPLICATION: SectionId = SectionId::new(*b"APPL");
 /// An image with something in every section: flows of every protocol in both IP versions, translated and not, with zones and marks;
 /// fragments that wait; rules with counters; TCP streams with unread and unacknowledged bytes, listeners, UDP and ping sockets
 /// with datagrams that wait; neighbours, and packets that wait for one; drops; and what an application has added.
-pub fn full_image() -> Vec<u8> {
+///
+/// Version 1 is what [`Stack::save`] writes, version 2 has compressed flow records in blocks.
+pub fn full_image(version: u16) -> Vec<u8> {
     let (stack, now) = full_stack();
-    let image = stack.save(GENERATION, now).expect("a stack that was told the time");
+    image_of(&stack, version, GENERATION, now, Some(b"what an application has saved"))
+}
+
+/// The stack's image of that version of the format.
+pub fn image_of(
+    stack: &Stack,
+    version: u16,
+    generation: GenerationId,
+    now: Instant,
+    application: Option<&[u8]>,
+) -> Vec<u8> {
+    if version > 1 {
+        let mut frozen = stack.freeze(generation, now, SaveBuffer::default()).expect("a stack that was told the time");
+        if let Some(state) = application {
+            frozen.add(APPLICATION, 1, state.to_vec());
+        }
+        let mut image = Vec::new();
+        let sink = |bytes: &[u8]| -> Result<(), Infallible> {
+            image.extend_from_slice(bytes);
+            Ok(())
+        };
+        frozen.write(&Packing::default().compressed(true), sink).expect("memory takes all");
+        return image;
+    }
+    let image = stack.save(generation, now).expect("a stack that was told the time");
+    let Some(state) = application else { return image };
     let read = Image::parse(&image, &Limits::default()).expect("it was just written");
     let mut writer = ImageWriter::new(read.header());
     for section in read.sections() {
-        let requirement = if section.required { Requirement::Required } else { Requirement::Optional };
-        writer.section(section.id, section.version, requirement, section.body);
+        writer.copy(section);
     }
-    writer.section(APPLICATION, 1, Requirement::Optional, b"what an application has saved");
+    writer.section(APPLICATION, 1, Requirement::Optional, state);
     writer.finish()
 }
 

@@ -8,7 +8,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use hibernet_snapshot::file::{FileError, FileKind, Filesystem, OsFilesystem, write_atomic, write_atomic_parts};
+use hibernet_snapshot::file::{FileError, FileKind, Filesystem, OsFilesystem, write_atomic, write_atomic_with};
 use hibernet_snapshot::seal::{SealKey, open, sealed_parts};
 use hibernet_snapshot::{Entropy, Secret};
 use hibernet_tests::traffic::{Gateway, START, Trace, restored};
@@ -78,7 +78,9 @@ impl Form {
         let mut nonces = Entropy::from_test_seed(4);
         match self {
             Self::Plain => write_atomic(filesystem, path, image),
-            Self::Sealed => write_atomic_parts(filesystem, path, sealed_parts(image, &seal_key(), &mut nonces)),
+            Self::Sealed => write_atomic_with(filesystem, path, |out| {
+                sealed_parts(image, &seal_key(), &mut nonces).try_for_each(|part| out(&part.unwrap()))
+            }),
         }
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use hibernet_conntrack::FlowRecord;
 use hibernet_snapshot::diff::{Difference, Pair, Value, aligned, merged, value};
-use hibernet_snapshot::image::{Header, SectionId};
+use hibernet_snapshot::image::Header;
 use hibernet_snapshot::{Entropy, Instant, Snapshot};
 use serde::Serialize;
 
@@ -73,6 +73,10 @@ impl Decoded {
         ] {
             items.extend(Item::split(section, tree));
         }
+        for section in &self.more {
+            let value = Value::Bytes(section.body.clone());
+            items.push(Item::new(Section::Other, section.id.to_string(), value));
+        }
         let header = self.header.clone();
         let validated = self.validate(entropy, Instant::ZERO)?;
         for link in validated.links.given() {
@@ -102,14 +106,6 @@ impl Contents {
     /// The flows, ascending by original tuple and zone.
     pub fn flows(&self) -> &[FlowRecord] {
         &self.flows
-    }
-
-    /// The same with a section of the image that is not the stack's.
-    #[must_use]
-    pub fn with_section(mut self, id: SectionId, body: &[u8]) -> Self {
-        self.items.push(Item::new(Section::Other, id.to_string(), Value::Bytes(body.to_vec())));
-        self.items.sort_by(|one, other| one.key().cmp(&other.key()));
-        self
     }
 
     /// What turns this into `after`, in canonical order: one pass over both, and trees of what differs alone.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use serde_json::Value;
@@ -15,31 +16,31 @@ use crate::control::HooksReply;
 use crate::control::ListReply;
 use crate::control::NeighboursReply;
 use crate::control::Request;
+use crate::control::SaveForm;
+use crate::control::SaveKind;
 use crate::control::SaveReply;
 use crate::control::StatsReply;
 
-pub(crate) fn save(
-    control: &Path,
-    image: &Path,
-    seal_key: Option<&Path>,
-    hold: bool,
-    json: bool,
-) -> anyhow::Result<()> {
+pub(crate) fn save(control: &Path, image: &Path, hold: bool, form: SaveForm, json: bool) -> anyhow::Result<()> {
     let mut gateway = ControlClient::connect(control)?;
-    let absolute = |path: &Path| std::path::absolute(path).with_context(|| format!("the path {}", path.display()));
-    let (path, seal_key) = (absolute(image)?, seal_key.map(absolute).transpose()?);
+    let path = std::path::absolute(image).with_context(|| format!("the path {}", image.display()))?;
     let after = if hold { After::Hold } else { After::GoOn };
-    let saved: SaveReply = gateway.call(&Request::Save { path, after, seal_key })?;
+    let absolute = |path: PathBuf| std::path::absolute(&path).with_context(|| format!("the path {}", path.display()));
+    let seal_key = form.seal_key.map(absolute).transpose()?;
+    let what = if form.kind == SaveKind::Delta { "changed flows" } else { "flows" };
+    let saved: SaveReply = gateway.call(&Request::Save { path, after, form: SaveForm { seal_key, ..form } })?;
     print(json, &saved, || {
         format!(
-            "{} flows saved to {}{} as generation {}: {} bytes, packets waited {} ms, on disk after {} ms",
+            "{} {what} saved to {}{} as generation {}: {} bytes, packets waited {} ms, on disk after {} ms, \
+             SHA-256 {}",
             saved.flows,
             saved.path.display(),
             if saved.sealed { ", sealed," } else { "" },
             saved.generation,
             saved.bytes,
             saved.pause_ms,
-            saved.save_ms
+            saved.save_ms,
+            saved.sha256
         )
     })
 }

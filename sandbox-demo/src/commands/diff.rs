@@ -4,29 +4,23 @@ use std::cell::Cell;
 use std::io::ErrorKind;
 use std::io::Write;
 use std::path::Path;
+use std::path::PathBuf;
 
 use anstream::AutoStream;
 use anstream::ColorChoice;
 use anyhow::Context;
 use hibernet_netstack::Contents;
-use hibernet_netstack::Decoded;
 use hibernet_snapshot::Entropy;
 use hibernet_snapshot::diff::Difference;
-use hibernet_snapshot::image::Image;
-use hibernet_snapshot::image::Limits;
-use hibernet_snapshot::seal::SealKey;
 use serde::Serialize;
 use serde::Serializer;
 
 use crate::fault::image_fault;
-use crate::image_file::read_image;
-use crate::image_file::read_seal_key;
+use crate::gateway::ImageFiles;
 
 /// Prints what changed between two images as it is found, and says whether anything did.
-pub(crate) fn diff(before: &Path, after: &Path, seal_key: Option<&Path>, json: bool) -> anyhow::Result<bool> {
-    let key = seal_key.map(read_seal_key).transpose()?;
-    let before = contents(before, key.as_ref())?;
-    let after = contents(after, key.as_ref())?;
+pub(crate) fn diff(before: &ImageFiles, after: &ImageFiles, json: bool) -> anyhow::Result<bool> {
+    let (before, after) = (contents(before)?, contents(after)?);
     let counts = Counts::default();
     let changes = before.diff(&after).inspect(|difference| counts.count(difference));
     let written = if json { write_json(changes, &counts) } else { write_text(changes, &counts) };
@@ -37,17 +31,12 @@ pub(crate) fn diff(before: &Path, after: &Path, seal_key: Option<&Path>, json: b
     }
 }
 
-fn contents(path: &Path, key: Option<&SealKey>) -> anyhow::Result<Contents> {
-    let bytes = read_image(path, key)?;
+/// What an image and the deltas behind it come to.
+fn contents(files: &ImageFiles) -> anyhow::Result<Contents> {
     // The keys drawn for it protect nothing.
     let mut entropy = Entropy::from_os().context("drawing keys")?;
-    let refused = |error| image_fault(path, &bytes, &error);
-    let decoded = Decoded::open(&bytes, &Limits::default()).map_err(refused)?;
-    let mut contents = decoded.contents(&mut entropy).map_err(refused)?;
-    let image = Image::parse(&bytes, &Limits::default())?;
-    for section in image.sections().filter(|section| !section.required) {
-        contents = contents.with_section(section.id, section.body);
-    }
+    let last = files.paths.last().map(PathBuf::as_path).unwrap_or(Path::new(""));
+    let contents = files.open()?.contents(&mut entropy).map_err(|error| image_fault(last, &error))?;
     Ok(contents)
 }
 

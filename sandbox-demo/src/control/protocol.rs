@@ -45,9 +45,9 @@ pub(crate) enum Request {
         /// Whether traffic goes on behind the save.
         #[serde(default)]
         after: After,
-        /// The absolute path of the file with the key to seal the image with; without it the gateway's own, if it has one.
+        /// What is written, and how.
         #[serde(default)]
-        seal_key: Option<PathBuf>,
+        form: SaveForm,
     },
     /// Searches an image for this process's keys. Answered by [`CanaryReply`].
     Canary {
@@ -58,6 +58,30 @@ pub(crate) enum Request {
     Keys,
     /// Lets a held gateway pass traffic. Answered by `null`.
     Resume,
+}
+
+/// What a save writes, and how.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct SaveForm {
+    pub(crate) kind: SaveKind,
+    /// Flow records as compressed columns. Deltas are never compressed.
+    pub(crate) compress: bool,
+    /// The absolute path of the key to seal the image with.
+    pub(crate) seal_key: Option<PathBuf>,
+}
+
+/// How much a save writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SaveKind {
+    /// Everything.
+    #[default]
+    Full,
+    /// Everything, and from now on it is known what changes.
+    Base,
+    /// What has changed since the last base or delta.
+    Delta,
 }
 
 /// What a gateway does once it has saved.
@@ -297,7 +321,6 @@ pub(crate) struct SaveReply {
     pub(crate) path: PathBuf,
     pub(crate) generation: String,
     pub(crate) flows: usize,
-    /// Of the image; its seal takes a few more.
     pub(crate) bytes: usize,
     /// Whether the image is sealed.
     pub(crate) sealed: bool,
@@ -305,6 +328,8 @@ pub(crate) struct SaveReply {
     pub(crate) pause_ms: f64,
     /// From the request to an image that is safe on disk.
     pub(crate) save_ms: f64,
+    /// SHA-256 of the file, by which a delta names what it continues.
+    pub(crate) sha256: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -357,7 +382,7 @@ mod tests {
     #[test]
     fn a_save_goes_on_unless_told_to_hold() {
         let request: Request = serde_json::from_str(r#"{"op": "save", "path": "/x"}"#).expect("a request");
-        assert_eq!(request, Request::Save { path: "/x".into(), after: After::GoOn, seal_key: None });
+        assert_eq!(request, Request::Save { path: "/x".into(), after: After::GoOn, form: SaveForm::default() });
     }
 
     #[test]

@@ -2,31 +2,37 @@
 
 use std::path::Path;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::Context;
 use hibernet_conntrack::CanaryScan;
-use hibernet_netstack::Decoded;
+use hibernet_netstack::Checkpoint;
 use hibernet_netstack::Ingress;
 use hibernet_netstack::LinkId;
 use hibernet_netstack::MacAddr;
 use hibernet_netstack::Medium;
 use hibernet_netstack::NeighbourEntry;
+use hibernet_netstack::RestoreOptions;
 use hibernet_netstack::RestorePolicy;
+use hibernet_netstack::SaveBuffer;
 use hibernet_netstack::Stack;
 use hibernet_netstack::Supplied;
 use hibernet_snapshot::Entropy;
 use hibernet_snapshot::GenerationId;
 use hibernet_snapshot::Instant;
-use hibernet_snapshot::image::Limits;
-use hibernet_snapshot::seal::SealKey;
+use hibernet_snapshot::digest::ImageDigest;
+use hibernet_snapshot::seal;
 use serde_json::Value;
 
 use super::application;
 use super::config::GatewayConfig;
 use super::events::EventLog;
+use super::images::Content;
+use super::images::ImageFiles;
+use super::images::Written;
+use super::images::show_progress;
+use super::images::threads;
 use crate::clock;
 use crate::clock::StackClock;
 use crate::clock::millis;
@@ -44,13 +50,16 @@ use crate::control::NeighboursReply;
 use crate::control::Request;
 use crate::control::RestoreSummary;
 use crate::control::RunState;
+use crate::control::SaveForm;
+use crate::control::SaveKind;
 use crate::control::SaveReply;
 use crate::control::StatsReply;
 use crate::control::StatusReply;
+use crate::fault::Fault;
 use crate::fault::image_fault;
-use crate::image_file::read_image;
+use crate::image_file::read_file;
 use crate::image_file::read_seal_key;
-use crate::image_file::write_image;
+use crate::image_file::seal_fault;
 use crate::link::Buffers;
 use crate::link::Link;
 use crate::link::LinkSpec;
@@ -70,8 +79,23 @@ pub(crate) struct Engine {
     restored: Option<RestoreSummary>,
     application: Option<Application>,
     application_state: Option<Vec<u8>>,
-    /// Images are sealed with it.
-    seal_key: Option<Arc<SealKey>>,
+    /// When the restore began, until the first packet has come.
+    waiting_since: Option<Instant>,
+    /// How long that took, in ms, until somebody has asked.
+    first_packet: Option<f64>,
+    /// Memory for the copy of a save, once there was one.
+    buffer: SaveBuffer,
+    /// A save that another thread writes.
+    writing: Option<mpsc::Receiver<Saved>>,
+    /// The file with the key that images are sealed with, unless a client names another.
+    seal_key: Option<PathBuf>,
+}
+
+/// What comes back from the thread that writes a save.
+struct Saved {
+    buffer: SaveBuffer,
+    /// Of a base or delta that was written whole.
+    checkpoint: Option<(Checkpoint, ImageDigest)>,
 }
 
 /// What an application inside the stack wants to have saved with it, as it is at that moment.
@@ -86,28 +110,35 @@ impl Engine {
         Ok(Self::held(stack, clock, entropy, None))
     }
 
-    /// A stack restored from an image under keys of its own, held.
-    pub(crate) fn restored(path: &Path, seal_key: Option<&SealKey>, supplied: Supplied) -> anyhow::Result<Self> {
+    /// A stack restored from an image, and deltas behind it, under keys of its own, held.
+    pub(crate) fn restored(files: &ImageFiles, supplied: Supplied) -> anyhow::Result<Self> {
         let begun = clock::monotonic();
-        let image = read_image(path, seal_key)?;
         let mut entropy = Entropy::from_os().context("drawing keys")?;
         let clock = held_clock();
-        let refused = |error| image_fault(path, &image, &error);
-        let decoded = Decoded::open(&image, &Limits::default()).map_err(refused)?;
-        let validated = decoded.validate(&mut entropy, clock.now()).map_err(refused)?;
+        let last = files.paths.last().cloned().unwrap_or_default();
+        let refused = |error| image_fault(&last, &error);
+        let mut options = RestoreOptions::default().on_threads(threads()).with_progress(&show_progress);
+        let decoded = files.open()?;
+        let application_state = application::section(&decoded)?;
+        let validated = decoded.validate_with(&mut entropy, clock.now(), &mut options).map_err(refused)?;
         let rehash_begun = clock::monotonic();
-        let rehashed = validated.rehash(entropy.fork(), RestorePolicy::default()).map_err(refused)?;
+        let policy = RestorePolicy::default();
+        let rehashed = validated.rehash_with(entropy.fork(), policy, &mut options).map_err(refused)?;
         let rehash = clock::monotonic().saturating_since(rehash_begun);
         let (stack, report) = rehashed.open(supplied);
         let restore = clock::monotonic().saturating_since(begun);
         let summary = RestoreSummary::new(&report, restore, rehash);
-        let application_state = application::section(&image)?;
-        Ok(Self { application_state, ..Self::held(stack, clock, entropy, Some(summary)) })
+        let waiting_since = Some(begun);
+        let seal_key = files.seal_key.clone();
+        Ok(Self { application_state, waiting_since, seal_key, ..Self::held(stack, clock, entropy, Some(summary)) })
     }
 
-    /// From now on every image is sealed with this key, if there is one.
-    pub(crate) fn seal_with(&mut self, key: Option<SealKey>) {
-        self.seal_key = key.map(Arc::new);
+    /// From now on every image is sealed with the key in this file, if there is one.
+    pub(crate) fn seal_with(&mut self, key: Option<PathBuf>) -> Result<(), Fault> {
+        // Told now rather than at the first save.
+        key.as_deref().map(read_seal_key).transpose()?;
+        self.seal_key = key;
+        Ok(())
     }
 
     /// From now on every image holds the application's state too.
@@ -237,6 +268,11 @@ impl Engine {
             for round in 1..=ROUNDS {
                 let Some((id, link)) = self.links.get_mut(index).filter(|_| is_ready) else { break };
                 let left = link.receive_burst(&mut self.burst, &mut self.buffers);
+                if !self.burst.is_empty()
+                    && let Some(begun) = self.waiting_since.take()
+                {
+                    self.first_packet = Some(millis(clock::monotonic().saturating_since(begun)));
+                }
                 self.stack.ingress_burst(*id, self.burst.drain(..), now);
                 self.emit();
                 if !left {
@@ -265,14 +301,7 @@ impl Engine {
             Request::Policy { .. } | Request::Egress => {
                 Err(anyhow::anyhow!("this gateway has no egress: it was started without --egress-policy"))
             }
-            Request::Save { path, after, seal_key } => {
-                // A key that the client names goes before the gateway's own; it comes out of its file, never over the socket.
-                let named = seal_key.as_deref().map(read_seal_key).transpose();
-                return match named {
-                    Ok(named) => self.save(path, after, named.map(Arc::new).or_else(|| self.seal_key.clone())),
-                    Err(fault) => Answer::Now(Err(fault.to_string())),
-                };
-            }
+            Request::Save { path, after, form } => return self.save(path, after, &form),
             Request::Canary { path } => self.canary(&path).and_then(|found| reply(&found)),
             Request::Keys => reply(&self.keys()),
             Request::Resume => {
@@ -297,6 +326,10 @@ impl Engine {
             restored,
             application: None,
             application_state: None,
+            waiting_since: None,
+            first_packet: None,
+            buffer: SaveBuffer::default(),
+            writing: None,
             seal_key: None,
         }
     }
@@ -377,9 +410,26 @@ impl Engine {
         StatsReply { drops, links: links.collect() }
     }
 
-    /// Saves between two packets. If traffic goes on, another thread writes the file meanwhile.
-    fn save(&mut self, path: PathBuf, after: After, seal_key: Option<Arc<SealKey>>) -> Answer {
+    /// How long after the beginning of a restore the first packet came, in ms; told once.
+    pub(crate) fn first_packet(&mut self) -> Option<f64> {
+        self.first_packet.take()
+    }
+
+    /// Saves between two packets. If traffic goes on, another thread packs and writes the file meanwhile.
+    fn save(&mut self, path: PathBuf, after: After, form: &SaveForm) -> Answer {
         let begun = clock::monotonic();
+        self.take_written();
+        if self.writing.is_some() && form.kind != SaveKind::Full {
+            return Answer::Now(Err("saving: the save before this one is still being written; try again".to_owned()));
+        }
+        // The key comes out of its file, never over the socket.
+        let seal_key = form.seal_key.as_ref().or(self.seal_key.as_ref());
+        let sealed = seal_key.is_some();
+        let seal = match seal_key.map(|path| read_seal_key(path)).transpose() {
+            Ok(key) => key.map(|key| (key, self.entropy.fork())),
+            Err(error) => return Answer::Now(Err(format!("saving: {error}"))),
+        };
+        let paused = clock::monotonic();
         let was = self.state;
         if after == After::Hold {
             self.hold();
@@ -388,26 +438,42 @@ impl Engine {
         self.stack.poll(now);
         self.emit();
         let generation = self.entropy.public_id();
-        let image = match self.image(generation, now) {
-            Ok(image) => image,
+        let mut content = match self.freeze(form.kind, generation, now) {
+            Ok(content) => content,
             Err(error) => {
                 self.go_back_to(was);
                 return Answer::Now(Err(format!("saving: {error:#}")));
             }
         };
-        let pause = clock::monotonic().saturating_since(begun);
-        let flows = self.stack.flows(now).len();
-        let mut nonces = self.entropy.fork();
+        let pause = clock::monotonic().saturating_since(paused);
+        let (kind, compress) = (form.kind, form.compress);
+        let (give_back, taken_back) = mpsc::channel();
         let write = move || -> Result<Value, String> {
-            write_image(&path, &image, seal_key.as_deref(), &mut nonces).map_err(|error| format!("{error:#}"))?;
-            let bytes = image.len();
+            let written = content
+                .write(&path, compress, seal)
+                .with_context(|| format!("writing {}", path.display()))
+                .map_err(|error| format!("{error:#}"));
+            let checkpoint = match &written {
+                Ok(Written { checkpoint, digest, .. }) if kind != SaveKind::Full => Some((checkpoint.clone(), *digest)),
+                _ => None,
+            };
+            let buffer = match content {
+                Content::Full(frozen) => frozen.into_buffer(),
+                Content::Delta(_) => SaveBuffer::default(),
+            };
+            // Who has gone meanwhile needs neither.
+            drop(give_back.send(Saved { buffer, checkpoint }));
+            let Written { bytes, flows, digest, checkpoint: _ } = written?;
             let (pause_ms, save_ms) = (millis(pause), millis(clock::monotonic().saturating_since(begun)));
-            let (generation, sealed) = (generation.to_string(), seal_key.is_some());
-            let done = SaveReply { path, generation, flows, bytes, sealed, pause_ms, save_ms };
+            let (generation, sha256) = (generation.to_string(), digest.to_string());
+            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+            let done = SaveReply { path, generation, flows, bytes, sealed, pause_ms, save_ms, sha256 };
             reply(&done).map_err(|error| format!("{error:#}"))
         };
+        self.writing = Some(taken_back);
         if after == After::Hold {
             let result = write();
+            self.take_written();
             if result.is_err() {
                 self.go_back_to(was);
             }
@@ -421,12 +487,41 @@ impl Engine {
         Answer::Later(answer)
     }
 
-    fn image(&self, generation: GenerationId, now: Instant) -> anyhow::Result<Vec<u8>> {
-        let image = self.stack.save(generation, now)?;
-        match &self.application {
-            Some(state) => application::with_section(&image, &state(now)?),
-            None => Ok(image),
+    /// Takes back what a save was done with, if it is over.
+    fn take_written(&mut self) {
+        let Some(writing) = &self.writing else { return };
+        match writing.try_recv() {
+            Ok(Saved { buffer, checkpoint }) => {
+                if buffer.bytes() > self.buffer.bytes() {
+                    self.buffer = buffer;
+                }
+                if let Some((checkpoint, digest)) = checkpoint {
+                    self.stack.written(checkpoint, digest);
+                }
+                self.writing = None;
+            }
+            Err(mpsc::TryRecvError::Disconnected) => self.writing = None,
+            Err(mpsc::TryRecvError::Empty) => {}
         }
+    }
+
+    fn freeze(&mut self, kind: SaveKind, generation: GenerationId, now: Instant) -> anyhow::Result<Content> {
+        let application = self.application.as_ref().map(|state| state(now)).transpose()?;
+        let mut content = match kind {
+            SaveKind::Full => {
+                let buffer = std::mem::take(&mut self.buffer);
+                Content::Full(Box::new(self.stack.freeze(generation, now, buffer)?))
+            }
+            SaveKind::Base => {
+                let buffer = std::mem::take(&mut self.buffer);
+                Content::Full(Box::new(self.stack.freeze_base(generation, now, buffer)?))
+            }
+            SaveKind::Delta => Content::Delta(Box::new(self.stack.freeze_changes(generation, now)?)),
+        };
+        if let Some(state) = application {
+            application::add_to(&mut content, state);
+        }
+        Ok(content)
     }
 
     fn hold(&mut self) {
@@ -456,7 +551,10 @@ impl Engine {
 
     /// Searches the image for our keys, and, to know that the search finds keys, a copy with a key planted in it.
     fn canary(&mut self, path: &Path) -> anyhow::Result<CanaryReply> {
-        let mut image = read_image(path, self.seal_key.as_deref())?;
+        let mut image = read_file(path)?;
+        if let Some(key) = self.seal_key.as_deref().map(read_seal_key).transpose()? {
+            image = seal::open(image, &key).map_err(|error| seal_fault(path, &error))?;
+        }
         let mut scan = self.scan();
         let hits = scan.search(&image).hits.len() as u64;
         let planted = self.entropy.secret::<16>();

@@ -48,7 +48,7 @@ use crate::commands::print;
 use crate::control::ControlTasks;
 use crate::control::RestoreSummary;
 use crate::fault::Fault;
-use crate::image_file::read_seal_key;
+use crate::gateway::ImageFiles;
 use crate::link::Link;
 use crate::link::LinkSpec;
 use crate::runtime;
@@ -149,12 +149,13 @@ pub(crate) fn serve_guest(options: GuestOptions) -> anyhow::Result<()> {
 async fn run(options: GuestOptions) -> anyhow::Result<Net> {
     let GuestOptions { start, link, uplink, dns, forwards, control, seal_key, hold, json } = options;
     let is_restored = matches!(start, GuestStart::Restored(_));
-    let seal_key = seal_key.as_deref().map(read_seal_key).transpose()?;
     let (mut engine, mut saved) = match start {
         GuestStart::Fresh(place) => fresh(&place, &link, uplink.as_ref(), forwards.as_deref().unwrap_or_default())?,
-        GuestStart::Restored(image) => restored::restored(&image, seal_key.as_ref())?,
+        GuestStart::Restored(image) => {
+            restored::restored(&ImageFiles { paths: vec![image], seal_key: seal_key.clone() })?
+        }
     };
-    engine.seal_with(seal_key);
+    engine.seal_with(seal_key)?;
     check_links(&saved, &link, uplink.as_ref())?;
     if let Some(dns) = dns {
         saved.resolvers = dns;

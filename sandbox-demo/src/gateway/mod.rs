@@ -9,6 +9,7 @@ mod events;
 mod forward;
 mod guest;
 mod guest_rules;
+mod images;
 mod run;
 mod splice;
 
@@ -22,5 +23,7 @@ pub(crate) use self::guest::GuestPlace;
 pub(crate) use self::guest::GuestStart;
 pub(crate) use self::guest::Resolvers;
 pub(crate) use self::guest::serve_guest;
+pub(crate) use self::images::ImageFiles;
+pub(crate) use self::images::threads;
 pub(crate) use self::run::Start;
 pub(crate) use self::run::run;

@@ -16,11 +16,11 @@ use rustix::io::Errno;
 
 use super::config::GatewayConfig;
 use super::engine::Engine;
+use super::images::ImageFiles;
 use crate::clock;
 use crate::commands::print;
 use crate::control::ControlServer;
 use crate::control::RunState;
-use crate::image_file::read_seal_key;
 use crate::link::Link;
 use crate::link::LinkSpec;
 use crate::link::RoomWhen;
@@ -31,23 +31,20 @@ pub(crate) enum Start {
     /// A new one with an empty table, from a configuration file.
     Fresh(PathBuf),
     /// One restored from an image, which brings its configuration along.
-    Restored(PathBuf),
+    Restored(ImageFiles),
 }
 
 impl Start {
-    /// The stack, held and without devices. Images are opened and sealed with the key in that file, if there is one.
-    pub(crate) fn engine(&self, links: &[LinkSpec], seal_key: Option<&Path>) -> anyhow::Result<Engine> {
-        let seal_key = seal_key.map(read_seal_key).transpose()?;
-        let mut engine = match self {
+    /// The stack, held and without devices.
+    pub(crate) fn engine(&self, links: &[LinkSpec]) -> anyhow::Result<Engine> {
+        match self {
             Self::Fresh(file) => {
                 let mut config = GatewayConfig::read(file)?;
                 config.settle_macs(links)?;
-                Engine::fresh(&config)?
+                Engine::fresh(&config)
             }
-            Self::Restored(file) => Engine::restored(file, seal_key.as_ref(), Supplied::default())?,
-        };
-        engine.seal_with(seal_key);
-        Ok(engine)
+            Self::Restored(file) => Engine::restored(file, Supplied::default()),
+        }
     }
 }
 
@@ -75,6 +72,9 @@ pub(crate) fn run(
         let mut turns = 1;
         while engine.turn() && turns < MOST_TURNS {
             turns += 1;
+        }
+        if let Some(first) = engine.first_packet() {
+            eprintln!("first packet {first} ms after the restore began");
         }
         if asked {
             server.serve(clock::monotonic(), |request| engine.answer(request));

@@ -21,7 +21,6 @@ use hibernet_netstack::Supplied;
 use hibernet_netstack::TcpStream as StreamId;
 use hibernet_snapshot::codec;
 use hibernet_snapshot::image::Limits;
-use hibernet_snapshot::seal::SealKey;
 use serde::Deserialize;
 use serde::Serialize;
 use serde_json::json;
@@ -41,8 +40,8 @@ use crate::fault::Fault;
 use crate::gateway::Engine;
 use crate::gateway::GatewayConfig;
 use crate::gateway::GatewayLink;
+use crate::gateway::ImageFiles;
 use crate::gateway::MediumName;
-use crate::image_file::read_seal_key;
 use crate::link::Link;
 use crate::link::LinkSpec;
 use crate::runtime;
@@ -69,7 +68,7 @@ pub(crate) struct ServeOptions {
 pub(crate) enum ServeStart {
     Fresh(Place),
     /// From an image that `serve` was saved to; all of [`Place`] comes with it.
-    Restored(PathBuf),
+    Restored(ImageFiles),
 }
 
 /// Where in its network a new server is.
@@ -123,14 +122,13 @@ pub(crate) fn serve(options: ServeOptions) -> anyhow::Result<()> {
 
 async fn run(options: ServeOptions) -> anyhow::Result<Net> {
     let ServeOptions { start, link, root, most, control, hold, seal_key, json } = options;
-    let seal_key = seal_key.as_deref().map(read_seal_key).transpose()?;
     let root = Root::open(&root)?;
     let limits = LocalLimits { connections: u32::from(most).saturating_mul(2).saturating_add(SPARE) };
     let (mut engine, saved) = match start {
         ServeStart::Fresh(place) => fresh(&place, &link, limits)?,
-        ServeStart::Restored(image) => restored(&image, seal_key.as_ref(), limits)?,
+        ServeStart::Restored(image) => restored(&image, limits)?,
     };
-    engine.seal_with(seal_key);
+    engine.seal_with(seal_key)?;
     let medium = engine.medium_of(link.name())?;
     engine.attach(Link::open(&link, medium)?)?;
     engine.check_links()?;
@@ -245,14 +243,10 @@ fn fresh(place: &Place, link: &LinkSpec, limits: LocalLimits) -> anyhow::Result<
     Ok((engine, Saved { http: *http, echo: *echo, sessions: Vec::new() }))
 }
 
-fn restored(
-    image: &std::path::Path,
-    seal_key: Option<&SealKey>,
-    limits: LocalLimits,
-) -> anyhow::Result<(Engine, Saved)> {
-    let mut engine = Engine::restored(image, seal_key, Supplied { local: limits, ..Supplied::default() })?;
+fn restored(image: &ImageFiles, limits: LocalLimits) -> anyhow::Result<(Engine, Saved)> {
+    let mut engine = Engine::restored(image, Supplied { local: limits, ..Supplied::default() })?;
     let foreign = || {
-        let what = format!("the image {} holds no server", image.display());
+        let what = format!("the image {} holds no server", image.name());
         Fault::new(what, "give one that was saved from `sandbox-demo serve`; a gateway's is for `restore`")
     };
     let state = engine.application_state().ok_or_else(foreign)?;

@@ -115,6 +115,12 @@ pub enum ImageError {
         /// How long it says it is.
         expected: u64,
     },
+    /// The bytes could not be had.
+    #[error("reading the image: {reason}")]
+    Read {
+        /// What was in the way.
+        reason: String,
+    },
     /// More than the reader accepts.
     #[error("{found} {what}, the limit is {limit}")]
     TooLarge {

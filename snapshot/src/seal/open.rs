@@ -77,15 +77,15 @@ impl Sealed {
 }
 
 /// Where things are in a sealed image.
-struct Parts {
-    nonce: [u8; NONCE_BYTES],
-    chunk_bytes: usize,
-    header_at: usize,
-    chunks_at: usize,
+pub(super) struct Parts {
+    pub(super) nonce: [u8; NONCE_BYTES],
+    pub(super) chunk_bytes: usize,
+    pub(super) header_at: usize,
+    pub(super) chunks_at: usize,
 }
 
 impl Parts {
-    fn read(sealed: &[u8]) -> Result<Self, SealError> {
+    pub(super) fn read(sealed: &[u8]) -> Result<Self, SealError> {
         if !is_sealed(sealed) {
             let found = sealed.get(..SEALED_MAGIC.len()).unwrap_or(sealed).to_vec();
             return Err(SealError::NotSealed { found });
@@ -121,7 +121,7 @@ impl Parts {
 }
 
 /// Why a chunk does not open, as far as it can be told.
-fn refusal(stream: &Stream, position: u32, is_last: bool, front: &[u8], piece: &[u8]) -> SealError {
+pub(super) fn refusal(stream: &Stream, position: u32, is_last: bool, front: &[u8], piece: &[u8]) -> SealError {
     let opens_as_one_of_many = || stream.decrypt_in_place(position, false, front, &mut piece.to_vec()).is_ok();
     match position {
         chunk if is_last && opens_as_one_of_many() => SealError::CutOff { chunk },

@@ -1,3 +1,5 @@
+use std::io::Read;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -115,6 +117,33 @@ fn another_header_in_front_is_refused() {
     let forged = [front, chunks.concat()].concat();
     assert_eq!(Sealed::read(&forged).unwrap().front.header.writer, "test 1.2.4", "its own checksum is right");
     assert_eq!(open(forged, &key(1)), Err(SealError::DoesNotOpen));
+}
+
+/// What a reader that takes the image piece by piece makes of it.
+fn streamed(sealed: &[u8], key: &SealKey) -> Result<Vec<u8>, SealError> {
+    let failed = |error: std::io::Error| *error.into_inner().unwrap().downcast::<SealError>().unwrap();
+    let mut input = Unsealer::begin(sealed, key).map_err(failed)?;
+    let mut image = Vec::new();
+    input.read_to_end(&mut image).map_err(failed)?;
+    Ok(image)
+}
+
+#[test]
+fn what_is_read_piece_by_piece_is_opened_and_refused_alike() {
+    for rest in [40, 63, 64, 65, 128, 200] {
+        let (image, whole) = (image(rest), sealed(&image(rest)));
+        assert_eq!(streamed(&whole, &key(1)).unwrap(), image);
+        assert_eq!(streamed(&whole, &key(2)), open(whole.clone(), &key(2)));
+        for at in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[at] ^= 0x10;
+            assert_eq!(streamed(&changed, &key(1)).unwrap_err(), open(changed, &key(1)).unwrap_err(), "byte {at}");
+            assert!(streamed(&whole[..at], &key(1)).is_err(), "{at} bytes");
+        }
+        let (front, chunks) = taken_apart(&whole);
+        let cut = [front, chunks[..chunks.len() - 1].concat()].concat();
+        assert!(streamed(&cut, &key(1)).is_err());
+    }
 }
 
 #[test]

@@ -28,9 +28,11 @@ use crate::control::Answer;
 use crate::control::KeysReply;
 use crate::control::ListReply;
 use crate::control::Request;
+use crate::control::SaveForm;
 use crate::control::StatusReply;
 use crate::gateway::Engine;
 use crate::gateway::GatewayConfig;
+use crate::gateway::ImageFiles;
 use crate::link::Link;
 use crate::link::Wire;
 use crate::peers::PeerReport;
@@ -58,12 +60,13 @@ fn carry(dir: &Path, watch: &Watch) -> anyhow::Result<Carried> {
         let under_traffic = memory.let_all_advance(&mut engine, watch)?;
         let stood = clock::monotonic();
         let image = dir.join(format!("image-{number}"));
-        let save = ask(&mut engine, Request::Save { path: image.clone(), after: After::Hold, seal_key: None })?;
+        let save =
+            ask(&mut engine, Request::Save { path: image.clone(), after: After::Hold, form: SaveForm::default() })?;
         let listed: ListReply = ask(&mut engine, Request::List)?;
         let canary = ask(&mut engine, Request::Canary { path: image.clone() })?;
         drop(engine);
 
-        engine = Engine::restored(&image, None, Supplied::default())?;
+        engine = Engine::restored(&ImageFiles::from(image), Supplied::default())?;
         memory.attach(&mut engine)?;
         let list_equal = ask::<ListReply>(&mut engine, Request::List)? == listed;
         let status: StatusReply = ask(&mut engine, Request::Status)?;

@@ -1,13 +1,11 @@
 //! What a gateway's restore brings back, and what it cannot: the host's sockets are gone with the process that had them.
 
-use std::path::Path;
 use std::time::Duration;
 
 use hibernet_netstack::Supplied;
 use hibernet_netstack::TcpStream as StreamId;
 use hibernet_snapshot::codec;
 use hibernet_snapshot::image::Limits;
-use hibernet_snapshot::seal::SealKey;
 use serde::Serialize;
 use tokio::time::sleep;
 
@@ -16,6 +14,7 @@ use super::Saved;
 use crate::control::RunState;
 use crate::fault::Fault;
 use crate::gateway::Engine;
+use crate::gateway::ImageFiles;
 use crate::gateway::dhcp;
 use crate::gateway::dns;
 use crate::runtime::Net;
@@ -56,10 +55,10 @@ impl Lost {
 }
 
 /// The stack and the gateway's state from an image.
-pub(super) fn restored(image: &Path, seal_key: Option<&SealKey>) -> anyhow::Result<(Engine, Saved)> {
-    let mut engine = Engine::restored(image, seal_key, Supplied::default())?;
+pub(super) fn restored(image: &ImageFiles) -> anyhow::Result<(Engine, Saved)> {
+    let mut engine = Engine::restored(image, Supplied::default())?;
     let foreign = || {
-        let what = format!("the image {} holds no guest's gateway", image.display());
+        let what = format!("the image {} holds no guest's gateway", image.name());
         Fault::new(what, "give one that was saved from `sandbox-demo gateway`; others are for `restore` and `serve`")
     };
     let state = engine.application_state().ok_or_else(foreign)?;
