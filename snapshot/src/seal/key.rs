@@ -1,5 +1,7 @@
 //! The key of a seal.
 
+#![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
+
 use core::fmt;
 
 use zeroize::Zeroizing;

@@ -1,5 +1,7 @@
 //! Taking a seal off. Every byte of the input may be hostile.
 
+#![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
+
 use aead_stream::{NewStream, StreamPrimitive};
 
 use super::error::SealError;

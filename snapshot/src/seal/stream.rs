@@ -1,5 +1,7 @@
 //! Taking a seal off what comes piece by piece.
 
+#![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
+
 use std::io::{self, Read};
 
 use aead_stream::{NewStream, StreamPrimitive};

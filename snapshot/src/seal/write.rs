@@ -1,5 +1,7 @@
 //! Putting a seal on.
 
+#![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
+
 use aead_stream::{NewStream, StreamPrimitive};
 
 use super::error::SealError;
