@@ -24,8 +24,17 @@ fn tidied(value: Value) -> Value {
                 _ => Value::List(values.into_iter().map(tidied).collect()),
             }
         }
+        Value::Map(entries) if network(&entries).is_some() => Value::Text(network(&entries).unwrap_or_default()),
         Value::Map(entries) => Value::Map(entries.into_iter().map(|(key, value)| (key, tidied(value))).collect()),
         leaf => leaf,
+    }
+}
+
+/// An address with its prefix, as people write it.
+fn network(entries: &BTreeMap<String, Value>) -> Option<String> {
+    match (entries.len(), entries.get("addr"), entries.get("prefix")) {
+        (2, Some(Value::Text(addr)), Some(Value::Integer(prefix))) => Some(format!("{addr}/{prefix}")),
+        _ => None,
     }
 }
 
