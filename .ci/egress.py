@@ -255,8 +255,6 @@ def denials(gateway):
         assert errno_of(lambda: datagrams.recv(16)) in (errno.EHOSTUNREACH, errno.EACCES)
     assert errno_of(lambda: connect(("8.8.8.8", 443))) == errno.ECONNREFUSED
     assert gateway.events("8.8.8.8:443")[-1]["reason"] == "reject"
-    # An address of IPv6 that means one of IPv4 to a socket goes by no rule of IPv4's, and is allowed by none.
-    assert errno_of(lambda: connect(("8.8.8.8", 443))) == errno.ECONNREFUSED
     assert guest_counter("RetransSegs") == before
     print("denials: TCP is reset, UDP told; each is an event with the rule; no SYN was sent twice")
 
@@ -535,7 +533,9 @@ with tempfile.TemporaryDirectory() as home:
         for check in checks:
             if len(sys.argv) > 3 and check.__name__ not in sys.argv[3:]:
                 continue
+            start = time.monotonic()
             gateway = check(gateway) or gateway
+            print("    in %.1f s" % (time.monotonic() - start), flush=True)
             assert gateway.process.poll() is None, "the gateway ended"
         gateway.process.terminate()
         assert gateway.process.wait(10) == 0

@@ -48,7 +48,7 @@ pub(crate) fn write(out: &mut Vec<u8>, tuple: &Tuple, content: Content) {
     out.extend(tuple.dport.to_be_bytes());
     out.extend(seq.to_be_bytes());
     out.extend(ack.to_be_bytes());
-    out.extend([((20 + options.len()) / 4 << 4) as u8, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    out.extend([(((20 + options.len()) / 4) << 4) as u8, flags, 0xff, 0xff, 0, 0, 0, 0]);
     out.extend(options);
     out.resize(start + l4, b'x');
     let pseudo = [0, 6, 0, l4 as u8];

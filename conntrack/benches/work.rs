@@ -12,7 +12,7 @@ use hibernet_snapshot::{Entropy, Instant};
 use crate::packets::{self, ACK, Content, SYN, SYN_ACK};
 
 /// Masqueraded TCP connections, established, and packets of theirs.
-pub struct Connections {
+pub(crate) struct Connections {
     table: Conntrack,
     flows: Vec<[Tuple; 2]>,
     sent: u32,
@@ -21,7 +21,7 @@ pub struct Connections {
 
 impl Connections {
     /// So many connections, a multiple of 32.
-    pub fn new(count: u16, v6: bool) -> Self {
+    pub(crate) fn new(count: u16, v6: bool) -> Self {
         let mut table = empty(count.into());
         let outside = NatRange { masquerade: true, ..NatRange::address(address(v6, 0xfffd)) };
         let mut bytes = Vec::new();
@@ -43,7 +43,7 @@ impl Connections {
     }
 
     /// Makes a packet of 8 bytes for each connection.
-    pub fn prepare(&mut self, direction: Direction) {
+    pub(crate) fn prepare(&mut self, direction: Direction) {
         let Self { flows, sent, packets, .. } = self;
         packets.resize(flows.len(), Vec::new());
         let ack = *sent + if direction == Direction::Reply { 8 } else { 0 };
@@ -56,7 +56,7 @@ impl Connections {
 
     /// Reads, tracks and translates them in bursts.
     #[inline(never)]
-    pub fn pass_in_bursts(&mut self) {
+    pub(crate) fn pass_in_bursts(&mut self) {
         let Self { table, packets, .. } = self;
         for burst in packets.chunks_mut(BURST) {
             let parsed: [Option<Parsed>; BURST] =
@@ -77,7 +77,7 @@ impl Connections {
 
     /// Reads, tracks and translates them one by one.
     #[inline(never)]
-    pub fn pass_one_by_one(&mut self) {
+    pub(crate) fn pass_one_by_one(&mut self) {
         let Self { table, packets, .. } = self;
         for bytes in packets {
             let parsed = parse(bytes).unwrap();
@@ -94,11 +94,11 @@ fn translate(table: &Conntrack, attachment: &Attachment, bytes: &mut [u8], parse
 }
 
 /// Plain flows that are looked up.
-pub struct Seekers(Conntrack, Vec<Tuple>);
+pub(crate) struct Seekers(Conntrack, Vec<Tuple>);
 
 impl Seekers {
     /// So many flows.
-    pub fn new(count: u16, v6: bool) -> Self {
+    pub(crate) fn new(count: u16, v6: bool) -> Self {
         let mut table = empty(count.into());
         let mut bytes = Vec::new();
         let tuples: Vec<_> = tuples(count, v6).collect();
@@ -112,7 +112,7 @@ impl Seekers {
 
     /// Looks each up and puts off its end, in bursts.
     #[inline(never)]
-    pub fn refresh_in_bursts(&mut self) {
+    pub(crate) fn refresh_in_bursts(&mut self) {
         let Self(table, tuples) = self;
         for burst in tuples.chunks(BURST) {
             table.refresh_burst(burst, Zone::default(), 600, NOW, |_, flow| assert!(black_box(flow).is_some()));
@@ -121,11 +121,11 @@ impl Seekers {
 }
 
 /// New flows that wait to be confirmed.
-pub struct Newcomers(Conntrack, Vec<Attachment>);
+pub(crate) struct Newcomers(Conntrack, Vec<Attachment>);
 
 impl Newcomers {
     /// So many flows.
-    pub fn new(count: u16, v6: bool) -> Self {
+    pub(crate) fn new(count: u16, v6: bool) -> Self {
         let mut table = empty(count.into());
         let mut bytes = Vec::new();
         let attachments = tuples(count, v6).map(|tuple| opened(&mut table, &mut bytes, &tuple)).collect();
@@ -134,7 +134,7 @@ impl Newcomers {
 
     /// Confirms all, in bursts.
     #[inline(never)]
-    pub fn confirm_in_bursts(&mut self) {
+    pub(crate) fn confirm_in_bursts(&mut self) {
         let Self(table, attachments) = self;
         table.confirm_burst(attachments, NOW, |_, entered| entered.unwrap());
     }

@@ -8,6 +8,8 @@ use crate::tuple::{Direction, Tuple};
 
 /// A packet's place in conntrack. Owned by one packet and not `Clone`.
 ///
+/// Small, because packets are handed on by value; what is large is of a flow's first packet alone, or of few others.
+///
 /// A new flow is a value in here and nowhere else until `confirm`: no other packet can see it, it goes when its packet
 /// goes, and a copy of the packet cannot share it.
 #[derive(Debug, Default)]
@@ -19,11 +21,11 @@ pub(crate) enum Attached {
     #[default]
     Nothing,
     /// The packet opens a flow, which is not in the table yet.
-    Unconfirmed(FlowRecord),
+    Unconfirmed(Box<FlowRecord>),
     /// Part of a flow in the table, or an error about it.
     Flow { handle: Handle, direction: Direction, state: CtState, ignored: Option<IgnoreReason> },
     /// About a flow that is not in the table: never was, or left with this packet. Its binding still counts.
-    Detached { binding: Binding, direction: Direction, state: CtState },
+    Detached { binding: Box<Binding>, direction: Direction, state: CtState },
     /// Exempt from tracking.
     Untracked,
     /// Fits nothing.
@@ -117,7 +119,7 @@ impl Attachment {
     pub(crate) fn own_binding(&self) -> Option<(Binding, Direction, CtState)> {
         match &self.0 {
             Attached::Unconfirmed(flow) => Some((Binding::of(flow), Direction::Original, CtState::New)),
-            Attached::Detached { binding, direction, state } => Some((*binding, *direction, *state)),
+            Attached::Detached { binding, direction, state } => Some((**binding, *direction, *state)),
             Attached::Flow { .. } | Attached::Nothing | Attached::Untracked | Attached::Invalid(_) => None,
         }
     }
@@ -125,13 +127,13 @@ impl Attachment {
     /// What a packet gets that the router makes in answer to this one (an ICMP error, a reset): RELATED, the other way.
     ///
     /// Of an unconfirmed flow it gets a copy of the binding, so that its translation is undone, never the flow.
-    pub const fn related_reply(&self) -> Self {
-        const fn related(direction: Direction, binding: Binding) -> Attachment {
-            Attachment(Attached::Detached { binding, direction, state: CtState::Related })
+    pub fn related_reply(&self) -> Self {
+        fn related(direction: Direction, binding: Binding) -> Attachment {
+            Attachment(Attached::Detached { binding: Box::new(binding), direction, state: CtState::Related })
         }
         match &self.0 {
             Attached::Unconfirmed(flow) => related(Direction::Reply, Binding::of(flow)),
-            Attached::Detached { binding, direction, .. } => related(direction.opposite(), *binding),
+            Attached::Detached { binding, direction, .. } => related(direction.opposite(), **binding),
             Attached::Flow { handle, direction, .. } => Self(Attached::Flow {
                 handle: *handle,
                 direction: direction.opposite(),
@@ -144,10 +146,10 @@ impl Attachment {
 
     /// What an answer to the packet gets that is part of the same flow, made while the flow is not in the table: ESTABLISHED,
     /// the other way, with a copy of the binding and never the flow.
-    pub const fn reply(&self) -> Self {
+    pub fn reply(&self) -> Self {
         match &self.0 {
             Attached::Unconfirmed(flow) => Self(Attached::Detached {
-                binding: Binding::of(flow),
+                binding: Box::new(Binding::of(flow)),
                 direction: Direction::Reply,
                 state: CtState::Established,
             }),
@@ -162,13 +164,13 @@ impl Attachment {
 
     /// What a copy of the packet gets (bridges that flood, `tee`, captures): its flow if that is in the table; a new flow
     /// stays with the original, and the copy is exempt from tracking.
-    pub const fn for_duplicate(&self) -> Self {
+    pub fn for_duplicate(&self) -> Self {
         match &self.0 {
             Attached::Flow { handle, direction, state, ignored } => {
                 Self(Attached::Flow { handle: *handle, direction: *direction, state: *state, ignored: *ignored })
             }
             Attached::Detached { binding, direction, state } => {
-                Self(Attached::Detached { binding: *binding, direction: *direction, state: *state })
+                Self(Attached::Detached { binding: binding.clone(), direction: *direction, state: *state })
             }
             Attached::Invalid(reason) => Self(Attached::Invalid(*reason)),
             Attached::Nothing => Self(Attached::Nothing),

@@ -39,22 +39,23 @@
 //!
 //! Waits follow 1 and 2 upwards only, so there is no deadlock. A second look without the locks of all shards may miss a
 //! flow that enters meanwhile, as it would have missed it a moment before; what counts is looked at again at `confirm`.
+//!
+//! Two threads are held against a sequential model (`tests/threads.rs`).
 
 mod bind;
 mod deal;
 mod entered;
 mod path;
 mod placement;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod whole;
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-
 use hibernet_snapshot::{Entropy, Instant, Redraw};
-use parking_lot::Mutex;
 
 use self::placement::Placement;
+use self::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::canary::CanaryScan;
 use crate::conntrack::{Config, ConfigError, Conntrack, NotRestored, Settings, Totals, Validated};
 use crate::event::{ConntrackEvent, EventQueue};

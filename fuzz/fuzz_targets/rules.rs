@@ -91,5 +91,7 @@ const ACTIONS: &[&str] = &[
     r#"{"zone_orig": 4}"#,
     r#"{"ctmark": 5}"#,
     r#"{"log": "x"}"#,
+    r#""reject-admin""#,
+    r#""tproxy""#,
     r#""nothing""#,
 ];

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use hibernet_netstack::{
-    HookedConfig, HookedDevice, LinkConfig, LinkId, ListenOptions, Ruleset, Stack, StackConfig, StreamOptions,
-    TcpListener, TcpStream,
+    HookedConfig, HookedDevice, Ingress, LinkConfig, LinkId, ListenOptions, Offload, Ruleset, Stack, StackConfig,
+    StreamOptions, TcpListener, TcpStream,
 };
 use hibernet_snapshot::{Entropy, Instant};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
@@ -168,13 +168,16 @@ struct Own {
 }
 
 impl Own {
-    fn new(cable: Cable) -> Self {
+    /// `coalesces`: segments of a burst are put together in front of the hooks.
+    fn new(cable: Cable, coalesces: bool) -> Self {
         let mut stack = stack(4096);
+        let link = stack.link("net").unwrap();
+        stack.set_link_coalescing(link, coalesces);
         let bytes = BUFFER as u32;
         let stream = StreamOptions { receive_buffer: bytes, send_buffer: bytes, ..StreamOptions::default() };
         let options = ListenOptions { stream, ..ListenOptions::default() };
         let listener = stack.tcp_listen(IpAddr::from(SERVER), 80, options).unwrap();
-        Self { link: stack.link("net").unwrap(), stack, cable, listener, stream: None }
+        Self { link, stack, cable, listener, stream: None }
     }
 
     fn emit(&mut self) {
@@ -186,9 +189,9 @@ impl Own {
 
 impl End for Own {
     fn turn(&mut self, now: Instant) {
-        while let Some(datagram) = self.cable.take() {
-            self.stack.ingress(self.link, datagram, now);
-        }
+        let cable = self.cable.clone();
+        let burst = core::iter::from_fn(|| Some(Ingress { frame: cable.take()?, offload: Offload::NONE }));
+        self.stack.ingress_burst(self.link, burst, now);
         self.stack.poll(now);
         self.emit();
         while self.stack.next_event().is_some() {}
@@ -268,11 +271,12 @@ fn throughput(criterion: &mut Criterion) {
         let way = if inward { "in" } else { "out" };
         let mut group = criterion.benchmark_group(format!("stream-{way}"));
         group.throughput(Throughput::Bytes(BYTES as u64)).sample_size(20);
-        let kinds: [(&str, MakeServer); 4] = [
+        let kinds: [(&str, MakeServer); 5] = [
             ("smoltcp", |cable| Box::new(serving(cable, false))),
             ("smoltcp-acks-at-once", |cable| Box::new(serving(cable, true))),
             ("smoltcp-behind-hooks", |cable| Box::new(serving(hooked(cable), false))),
-            ("stack", |cable| Box::new(Own::new(cable))),
+            ("stack", |cable| Box::new(Own::new(cable, true))),
+            ("stack-segment-by-segment", |cable| Box::new(Own::new(cable, false))),
         ];
         for (name, make) in kinds {
             let mut course = Course::new(make);

@@ -78,7 +78,11 @@
 //!   membership is reported, and own addresses are not searched for duplicates.
 //! - **No multicast routing, no reverse path filter, no source routing, no policy routing**: one table, longest prefix.
 //! - **No sets or maps** in rules, and no rate limits, neither in rules nor for ICMP errors.
-//! - **No `Fork`**: a restore believes that the saved stack is gone.
+//!
+//! # Copies and time
+//! A restore believes that the saved stack is gone, and that no time has passed, unless its [`RestorePolicy`] says otherwise:
+//! [`ClonePolicy::Fork`] ends inherited flows by rule without a packet to the outside, and [`TimePolicy`] says what of the time
+//! between counts. `docs/embedding.md` is a guide for authors of virtual machine monitors.
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 

@@ -77,6 +77,8 @@ pub(crate) struct Links {
     given: Vec<LinkConfig>,
     /// What the devices behind them take. Beyond the end: nothing.
     offloads: Vec<LinkOffloads>,
+    /// Those whose bursts are put together.
+    coalescing: Vec<LinkId>,
 }
 
 impl Links {
@@ -92,7 +94,7 @@ impl Links {
             medium: Medium::Ip,
         }];
         links.extend(configured.iter().cloned().map(with_link_local));
-        Self { links, given: configured, offloads: Vec::new() }
+        Self { links, given: configured, offloads: Vec::new(), coalescing: Vec::new() }
     }
 
     pub(crate) fn id(&self, name: &str) -> Option<LinkId> {
@@ -127,6 +129,18 @@ impl Links {
             LinkId::LOOPBACK => LinkOffloads::ALL,
             id => self.offloads.get(id.index()).copied().unwrap_or_default(),
         }
+    }
+    /// Says whether segments of a burst are put together.
+    pub(crate) fn set_coalescing(&mut self, id: LinkId, coalesces: bool) {
+        self.coalescing.retain(|other| *other != id);
+        if coalesces {
+            self.coalescing.push(id);
+        }
+    }
+
+    /// Whether segments of a burst on this link are put together.
+    pub(crate) fn coalesces(&self, id: LinkId) -> bool {
+        self.coalescing.contains(&id)
     }
 
     pub(crate) fn set_offloads(&mut self, id: LinkId, offloads: LinkOffloads) {

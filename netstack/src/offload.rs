@@ -9,6 +9,7 @@
 //! inverts it. What a link says of a packet is checked against the packet once, where it comes in; what does not fit is
 //! dropped ([`DropReason::OffloadInvalid`]).
 
+mod coalesce;
 mod segments;
 mod sum;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod virtio;
 
 use hibernet_conntrack::{Parsed, proto};
 
+pub(crate) use self::coalesce::{Coalesced, Merged};
 pub(crate) use self::segments::segments;
 use crate::drop_reason::DropReason;
 

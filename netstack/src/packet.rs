@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use hibernet_conntrack::{Attachment, Parsed, Zone, parse, proto};
+use hibernet_conntrack::{Ahead, Attachment, Parsed, Zone, parse, proto};
 
 use crate::drop_reason::DropReason;
 use crate::event::PacketEnds;
@@ -38,6 +38,10 @@ pub struct Packet {
     /// How it came, if reassembly has put it together.
     pub(crate) reassembled: Option<Cuts>,
     offload: Offload,
+    /// Connection tracking has verified its transport checksum.
+    pub(crate) checked: bool,
+    /// What the first stages of its burst found out for `track`.
+    pub(crate) ahead: Ahead,
 }
 
 /// What a chain or station says of a packet.
@@ -70,9 +74,19 @@ impl Packet {
         Self::new(bytes, 0, Offload::NONE, Some(link), false)
     }
 
-    /// A datagram that came in on a link behind `at` bytes of the link's, with what the link says of both.
-    pub(crate) fn received_in(link: LinkId, frame: Vec<u8>, at: usize, offload: Offload) -> Result<Self, DropReason> {
-        Self::new(frame, at, offload, Some(link), false)
+    /// A datagram that came in on a link behind `at` bytes of the link's, with what the link says of both; `read` if its
+    /// header was read already.
+    pub(crate) fn received_in(
+        link: LinkId,
+        frame: Vec<u8>,
+        at: usize,
+        offload: Offload,
+        read: Option<Parsed>,
+    ) -> Result<Self, DropReason> {
+        match read {
+            Some(parsed) => Self::with_header(frame, at, parsed, offload, Some(link), false),
+            None => Self::new(frame, at, offload, Some(link), false),
+        }
     }
 
     /// A datagram this host makes.
@@ -99,6 +113,8 @@ impl Packet {
             tproxy,
             reassembled,
             offload,
+            checked,
+            ahead,
         } = self;
         Self {
             frame: frame.clone(),
@@ -114,6 +130,8 @@ impl Packet {
             tproxy: *tproxy,
             reassembled: reassembled.clone(),
             offload: *offload,
+            checked: *checked,
+            ahead: *ahead,
         }
     }
 
@@ -133,8 +151,13 @@ impl Packet {
 
     /// Its segments as packets, with complete checksums or, if `partial`, with missing ones; none if it is one segment.
     pub(crate) fn segments(&self, partial: bool) -> Option<Result<Vec<Self>, DropReason>> {
-        let pieces = segments(self.bytes(), &self.parsed, self.offload.segmentation?, partial)?;
+        let pieces = segments(self.bytes(), &self.parsed, self.offload.segmentation?, partial, &[])?;
         Some(pieces.into_iter().map(|(bytes, offload)| self.piece(bytes, offload)).collect())
+    }
+
+    /// Its segments as frames behind `front`, as [`Packet::segments`].
+    pub(crate) fn framed_segments(&self, partial: bool, front: &[u8]) -> Option<Vec<(Vec<u8>, Offload)>> {
+        segments(self.bytes(), &self.parsed, self.offload.segmentation?, partial, front)
     }
 
     /// What is left to do about it.
@@ -208,6 +231,11 @@ impl Packet {
     /// Bytes and attachment apart, for connection tracking to change both.
     pub(crate) fn parts_mut(&mut self) -> (&mut [u8], &mut Attachment) {
         (self.frame.get_mut(self.at..).unwrap_or_default(), &mut self.attachment)
+    }
+
+    /// The bytes to be translated, with what their header says and whose they are.
+    pub(crate) fn translatable(&mut self) -> (&mut [u8], &Parsed, &Attachment) {
+        (self.frame.get_mut(self.at..).unwrap_or_default(), &self.parsed, &self.attachment)
     }
 
     /// Reads the addresses again after a translation. Offsets do not change by one.
@@ -290,14 +318,19 @@ impl Packet {
         }
     }
 
-    fn new(
+    fn new(frame: Vec<u8>, at: usize, offload: Offload, iif: Option<LinkId>, local: bool) -> Result<Self, DropReason> {
+        let parsed = parse(frame.get(at..).unwrap_or_default()).map_err(DropReason::from)?;
+        Self::with_header(frame, at, parsed, offload, iif, local)
+    }
+
+    fn with_header(
         mut frame: Vec<u8>,
         at: usize,
+        parsed: Parsed,
         offload: Offload,
         iif: Option<LinkId>,
         local: bool,
     ) -> Result<Self, DropReason> {
-        let parsed = parse(frame.get(at..).unwrap_or_default()).map_err(DropReason::from)?;
         // What a link padded the datagram with is no part of it.
         frame.truncate(at.saturating_add(parsed.end));
         let offload = match offload {
@@ -318,6 +351,8 @@ impl Packet {
             tproxy: false,
             reassembled: None,
             offload,
+            checked: false,
+            ahead: Ahead::default(),
         })
     }
 }

@@ -1,6 +1,8 @@
 //! The command line.
 
 mod gateway;
+mod restoring;
+mod vm;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -18,6 +20,8 @@ use clap::Subcommand;
 use hibernet_netstack::Cidr;
 
 use self::gateway::GatewayArgs;
+use self::restoring::RestoreArgs;
+use self::vm::VmCommand;
 use crate::commands;
 use crate::control::SaveForm;
 use crate::control::SaveKind;
@@ -27,6 +31,7 @@ use crate::egress;
 use crate::egress::EgressLimits;
 use crate::egress::EgressOptions;
 use crate::gateway::ImageFiles;
+use crate::gateway::RestoreRequest;
 use crate::gateway::Start;
 use crate::gateway::run;
 use crate::gateway::serve_guest;
@@ -106,7 +111,7 @@ enum Command {
     /// answers ARP, neighbour discovery and pings, takes connections to the host in to it, and with an uplink lets it out. All
     /// of it is saved with `sandbox-demo save` and goes on in another process. What the guest may not do is refused at once.
     #[command(after_long_help = gateway::EXAMPLE)]
-    Gateway(GatewayArgs),
+    Gateway(Box<GatewayArgs>),
     /// Check an egress policy, or give a running gateway another.
     Policy {
         #[command(subcommand)]
@@ -163,7 +168,35 @@ enum Command {
         #[command(flatten)]
         seal: Seal,
         #[command(flatten)]
+        how: RestoreArgs,
+        #[command(flatten)]
         at: RunPlace,
+    },
+    /// Let a gateway take in what waits on its links, and stand still.
+    ///
+    /// To checkpoint a guest: stop the guest, pause the gateway, save it, then save the guest. `vm save` does all of it.
+    Pause {
+        #[command(flatten)]
+        control: Control,
+    },
+    /// Print what a gateway is doing, and how it came out of its image.
+    Status {
+        #[command(flatten)]
+        control: Control,
+    },
+    /// Put an image in place of a paused gateway's stack, on the same links.
+    ///
+    /// A refused image changes nothing. The gateway stays paused until `resume`.
+    Load {
+        /// The image, and the deltas behind it in their order.
+        #[arg(required = true, value_name = "IMAGE [DELTA]...")]
+        images: Vec<PathBuf>,
+        #[command(flatten)]
+        seal: Seal,
+        #[command(flatten)]
+        how: RestoreArgs,
+        #[command(flatten)]
+        control: Control,
     },
     /// Let a gateway go on that was started or saved with --hold.
     Resume {
@@ -190,6 +223,9 @@ enum Command {
         #[command(flatten)]
         control: Control,
     },
+    /// Checkpoint a QEMU virtual machine together with its network, and bring it back.
+    #[command(subcommand)]
+    Vm(VmCommand),
     /// Print what an image holds: its header, sections and counts; of a delta, what it continues.
     ///
     /// Of a sealed image, without its key, what its header says is printed, and that nobody has checked it.
@@ -204,7 +240,7 @@ enum Command {
     ///
     /// Links, routes, rules, settings, counters, flows, fragments, sockets, neighbours: `+` is there now, `-` is gone, `~` changed,
     /// with a line for each field that did. A flow is told by its original tuple and its zone. Order and spelling are
-    /// the same each time. Not compared are the generation and its parents. On a terminal it has colours, unless NO_COLOR is set.
+    /// the same each time. Not compared are the generation, its parents, and when an image was saved. On a terminal it has colours, unless NO_COLOR is set.
     ///
     /// Exit code as of diff(1): 0 if nothing differs, 1 if something does, 2 if an image cannot be read.
     Diff {
@@ -277,6 +313,8 @@ struct RunArgs {
     #[command(flatten)]
     seal: Seal,
     #[command(flatten)]
+    how: RestoreArgs,
+    #[command(flatten)]
     at: RunPlace,
 }
 
@@ -291,7 +329,7 @@ struct ServeArgs {
     #[arg(long = "addr", value_name = "CIDR", group = "stack", conflicts_with = "restore")]
     addrs: Vec<Cidr>,
     /// Start from this image; addresses, ports and open connections come with it.
-    #[arg(long, value_name = "IMAGE", group = "stack", conflicts_with_all = ["via", "mtu", "http", "echo"])]
+    #[arg(long, value_name = "IMAGE", group = "stack", conflicts_with_all = ["via", "mtu", "http", "echo", "discard", "chargen", "buffer"])]
     restore: Option<PathBuf>,
     /// The router beyond the server's own networks. Give it once per family.
     #[arg(long, value_name = "ADDRESS")]
@@ -305,6 +343,18 @@ struct ServeArgs {
     /// Port of the echo server, TCP and UDP (RFC 862).
     #[arg(long, value_name = "PORT", default_value_t = 7)]
     echo: u16,
+    /// Port of a server that takes everything and says nothing (RFC 863). None unless given.
+    #[arg(long, value_name = "PORT")]
+    discard: Option<u16>,
+    /// Port of a server that sends characters without end (RFC 864). None unless given.
+    #[arg(long, value_name = "PORT")]
+    chargen: Option<u16>,
+    /// Size of each stream's two buffers, a power of two from 2048 to 67108864: they take memory as they are used.
+    #[arg(long, value_name = "BYTES", default_value_t = 65_536)]
+    buffer: u32,
+    /// Whether the device's kernel leaves checksums and segmentation to the stack, and the stack to it: `on` or `off`.
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    offload: OffloadChoice,
     /// The directory whose files are handed out.
     #[arg(long, value_name = "DIRECTORY", default_value = ".")]
     root: PathBuf,
@@ -368,24 +418,28 @@ impl FromStr for OffloadChoice {
 }
 
 impl OffloadChoice {
-    /// The devices, each with its choice.
-    fn choose(&self, links: &[LinkSpec]) -> anyhow::Result<Vec<LinkSpec>> {
-        if let Self::Of(names) = self {
-            for name in names {
-                let known: Vec<&str> = links.iter().map(LinkSpec::name).collect();
-                anyhow::ensure!(
-                    known.contains(&name.as_str()),
-                    "--offload names the link {name}, which is none of {}",
-                    known.join(", ")
-                );
-            }
+    /// Refuses the name of a link that there is not.
+    fn check(&self, links: &[LinkSpec]) -> anyhow::Result<()> {
+        let Self::Of(names) = self else { return Ok(()) };
+        let known: Vec<&str> = links.iter().map(LinkSpec::name).collect();
+        for name in names {
+            anyhow::ensure!(
+                known.contains(&name.as_str()),
+                "--offload names the link {name}, expected `on`, `off` or one of {}",
+                known.join(", ")
+            );
         }
-        let chosen = |link: &LinkSpec| match self {
+        Ok(())
+    }
+
+    /// The device with its choice.
+    fn chosen(&self, link: LinkSpec) -> LinkSpec {
+        let is_on = match self {
             Self::On => true,
             Self::Off => false,
             Self::Of(names) => names.iter().any(|name| name == link.name()),
         };
-        Ok(links.iter().map(|link| link.clone().with_offload(chosen(link))).collect())
+        link.with_offload(is_on)
     }
 }
 
@@ -411,15 +465,26 @@ impl Cli {
         let json = self.json;
         match self.command.unwrap_or(Command::Demo { links: None }) {
             Command::Demo { links } => return demo::demo(links, json),
-            Command::Run(RunArgs { config, restore, seal: Seal { key }, at }) => {
-                let restore = restore.map(|paths| Start::Restored(ImageFiles { paths, seal_key: key.clone() }));
-                let start = config.map(Start::Fresh).or(restore);
-                at.run(&start.ok_or_else(|| anyhow::anyhow!("give --config or --restore"))?, key, json)?;
+            Command::Run(RunArgs { config, restore, seal: Seal { key }, how, at }) => {
+                let start = match (config, restore) {
+                    (Some(config), _) => {
+                        how.expect_none()?;
+                        Start::Fresh(config)
+                    }
+                    (None, Some(images)) => Start::Restored(Box::new(how.request(images, key.clone())?)),
+                    (None, None) => anyhow::bail!("give --config or --restore"),
+                };
+                at.run(&start, key, json)?;
             }
-            Command::Serve(args) => serve::serve(args.options(json))?,
-            Command::Gateway(args) => serve_guest(args.options(json))?,
-            Command::Restore { images, seal: Seal { key }, at } => {
-                at.run(&Start::Restored(ImageFiles { paths: images, seal_key: key.clone() }), key, json)?;
+            Command::Serve(args) => serve::serve(args.options(json)?)?,
+            Command::Restore { images, seal: Seal { key }, how, at } => {
+                at.run(&Start::Restored(Box::new(how.request(images, key.clone())?)), key, json)?;
+            }
+            Command::Gateway(args) => serve_guest(args.options(json)?)?,
+            Command::Pause { control } => commands::pause(&control.socket, json)?,
+            Command::Status { control } => commands::status(&control.socket, json)?,
+            Command::Load { images, seal: Seal { key }, how, control } => {
+                commands::load(&control.socket, how.request(images, key)?, json)?;
             }
             Command::Save { image, hold, base, delta, compress, seal: Seal { key: seal_key }, control } => {
                 let kind = match (base, delta) {
@@ -440,6 +505,7 @@ impl Cli {
             Command::Events { after, control } => commands::events(&control.socket, after, json)?,
             Command::Egress { control } => commands::egress(&control.socket, json)?,
             Command::Stats { control } => commands::stats(&control.socket, json)?,
+            Command::Vm(command) => return command.run(json),
             Command::Inspect { images, seal: Seal { key: seal_key } } => {
                 commands::inspect(&ImageFiles { paths: images, seal_key }, json)?;
             }
@@ -462,7 +528,8 @@ impl RunPlace {
         if let Some(parent) = self.parent {
             netns::die_with(parent)?;
         }
-        let links = self.offload.choose(&self.links)?;
+        self.offload.check(&self.links)?;
+        let links: Vec<LinkSpec> = self.links.iter().cloned().map(|link| self.offload.chosen(link)).collect();
         let EgressArgs { policy, flows, connect } = &self.egress;
         let mut engine = start.engine(&links)?;
         engine.seal_with(seal_key)?;
@@ -478,26 +545,20 @@ impl RunPlace {
 }
 
 impl ServeArgs {
-    fn options(self, json: bool) -> ServeOptions {
-        let Self {
-            link,
-            addrs,
-            restore,
-            via,
-            mtu,
-            http,
-            echo,
-            root,
-            max_connections,
-            hold,
-            seal: Seal { key: seal_key },
-            control,
-        } = self;
+    fn options(self, json: bool) -> anyhow::Result<ServeOptions> {
+        let Self { link, addrs, restore, via, mtu, http, echo, discard, chargen, buffer, offload, .. } = self;
+        offload.check(std::slice::from_ref(&link))?;
+        let link = offload.chosen(link);
+        let (root, max_connections, hold, control) = (self.root, self.max_connections, self.hold, self.control);
+        let seal_key = self.seal.key;
         let start = match restore {
-            Some(image) => ServeStart::Restored(ImageFiles { paths: vec![image], seal_key: seal_key.clone() }),
-            None => ServeStart::Fresh(Place { addrs, via, mtu, http, echo }),
+            Some(image) => ServeStart::Restored(Box::new(RestoreRequest {
+                seal_key: seal_key.clone(),
+                ..RestoreRequest::moved(image)
+            })),
+            None => ServeStart::Fresh(Place { addrs, via, mtu, http, echo, discard, chargen, buffer }),
         };
-        ServeOptions { start, link, root, most: max_connections, control: control.socket, hold, seal_key, json }
+        Ok(ServeOptions { start, link, root, most: max_connections, control: control.socket, hold, seal_key, json })
     }
 }
 
@@ -509,13 +570,14 @@ const EXAMPLE: &str = concat!(
     "sysctls have the kernel's names):\n\n",
     include_str!("../example-gateway.json"),
     "\nA link carries IP unless its `medium` says otherwise. Behind a packet socket that is a point-to-point IP link: the \
-     device must be up and without ARP, its other end must have the same hardware address, and offloads must be off, as \
-     the demonstration sets its own up.\n\n\
+     device must be up and without ARP, and its other end must have the same hardware address, as the demonstration sets \
+     its own up. With `--offload off` the device's own offloads must be off too (`ethtool -K DEVICE tx off tso off gso off \
+     gro off`): what comes without a checksum is not read.\n\n\
      {\"name\": \"eth0\", \"mtu\": 1500, \"addrs\": [\"10.0.0.1/24\"], \"medium\": \"ethernet\", \"mac\": \"02:00:00:00:00:01\"}\n\n\
      is an Ethernet link: the gateway speaks ARP and neighbour discovery itself, and has a link-local IPv6 address that \
      follows from its hardware address. Without `mac` it takes the device's, over `tap:NAME` a random one; an image keeps it. \
-     The device should have no IP addresses of its own, and offloads must be off. Rules must let ICMPv6 in (chain input) \
-     for neighbour discovery to work, as in nft."
+     The device should have no IP addresses of its own. Rules must let ICMPv6 in (chain input) for neighbour discovery to \
+     work, as in nft."
 );
 
 const POLICY_EXAMPLE: &str = concat!("An example policy:\n\n", include_str!("../example-egress.toml"));
@@ -555,6 +617,20 @@ mod tests {
     fn no_subcommand_means_the_demonstration() {
         let cli = Cli::try_parse_from(["sandbox-demo", "--json"]).expect("a command line");
         assert!(cli.command.is_none() && cli.json);
+    }
+
+    #[test]
+    fn offload_is_on_for_all_links_for_none_or_for_those_that_are_named() {
+        let links: Vec<LinkSpec> = ["tap:a0", "tap:b0"].map(|text| text.parse().expect("a device")).to_vec();
+        let chosen = |text: &str| {
+            let choice: OffloadChoice = text.parse().expect("a choice");
+            links.iter().map(|link| choice.chosen(link.clone()) == link.clone().with_offload(true)).collect::<Vec<_>>()
+        };
+        assert_eq!((chosen("on"), chosen("off")), (vec![true, true], vec![false, false]));
+        assert_eq!((chosen("b0"), chosen("b0,a0")), (vec![false, true], vec![true, true]));
+        assert!("a0,".parse::<OffloadChoice>().is_err() && "".parse::<OffloadChoice>().is_err());
+        let error = OffloadChoice::Of(vec!["c0".into()]).check(&links).expect_err("no such link").to_string();
+        assert!(error.contains("c0") && error.contains("a0, b0"), "{error}");
     }
 
     #[test]

@@ -55,6 +55,7 @@ pub(crate) fn image_fault(path: &Path, error: &RestoreError) -> Fault {
         RestoreError::Image(ImageError::TooNew { .. } | ImageError::UnknownSection { .. })
         | RestoreError::Schema { .. }
         | RestoreError::SectionVersion { .. } => "restore it with the version of the program that wrote it",
+        RestoreError::NoSuchLink { .. } => "name a link of the image with --inside, iif= or oif=",
         RestoreError::Image(ImageError::BadMagic { .. }) => "give a file made by `sandbox-demo save`",
         RestoreError::Image(ImageError::Sealed) => "give the key it was sealed with: --seal-key FILE",
         _ => "the file is damaged: take another copy, or save again",

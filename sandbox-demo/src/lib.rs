@@ -31,6 +31,7 @@ mod peers;
 mod runtime;
 mod serve;
 mod sys;
+mod vm;
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Offloads: a device that leaves checksums and segmentation to hardware hands us datagrams nobody may forward.
+//! Switching the offloads of a device off: where a link is not told of them, what is left undone is lost.
 
 use rustix::io::Errno;
 

@@ -104,10 +104,10 @@ pub(crate) fn speak_of_offloads(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_packet_option(socket, libc::PACKET_VNET_HDR, &1_i32)
 }
 
-/// Reads one frame of a TUN or TAP device behind what is in `frame` now, which should be nothing: into its spare room, of
+/// Reads one frame of a TUN or TAP device, or of a packet socket's queue, behind what is in `frame` now, which should be nothing: into its spare room, of
 /// which there must be enough. If there is a `header` the device says that first.
-pub(crate) fn read_tun(
-    tun: BorrowedFd<'_>,
+pub(crate) fn read_frame(
+    device: BorrowedFd<'_>,
     header: Option<&mut [u8; VNET_HEADER]>,
     frame: &mut Vec<u8>,
 ) -> rustix::io::Result<()> {
@@ -118,7 +118,7 @@ pub(crate) fn read_tun(
         libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() },
     ];
     // SAFETY: both parts are valid for writes of their lengths; the kernel only writes, so the room need not be initialised.
-    let read = unsafe { libc::readv(tun.as_raw_fd(), parts.as_ptr(), parts.len() as c_int) };
+    let read = unsafe { libc::readv(device.as_raw_fd(), parts.as_ptr(), parts.len() as c_int) };
     let Ok(read) = usize::try_from(read) else { return Err(last_errno()) };
     let length = frame.len() + read.saturating_sub(header_length);
     // SAFETY: the kernel has written that many bytes into the room, which begins where the vector ended.
@@ -150,7 +150,6 @@ pub(crate) struct PacketRing {
     base: NonNull<u8>,
     length: usize,
     frame_size: usize,
-    block_size: usize,
     frames: usize,
     next: usize,
 }
@@ -165,6 +164,8 @@ pub(crate) struct RingFrame<'a> {
     pub(crate) vlan: Option<[u16; 2]>,
     /// The frame did not fit its slot.
     pub(crate) truncated: bool,
+    /// It is the next in the socket's queue.
+    pub(crate) queued: bool,
     /// The sender left the checksum to hardware that does not exist.
     pub(crate) checksum_missing: bool,
     /// What the kernel says of offloads, if the socket was told to ([`speak_of_offloads`]).
@@ -172,17 +173,16 @@ pub(crate) struct RingFrame<'a> {
 }
 
 impl PacketRing {
-    /// Gives `socket` a ring of `frames` slots for datagrams of up to `largest` bytes.
-    pub(crate) fn attach(socket: BorrowedFd<'_>, largest: u32, frames: usize) -> io::Result<Self> {
+    /// Gives `socket` a ring of `frames` slots for datagrams of up to `mtu` bytes. With `copies` a longer one, of which the
+    /// slot has the beginning, waits whole in the socket's queue, if there is room.
+    pub(crate) fn attach(socket: BorrowedFd<'_>, mtu: u32, frames: usize, copies: bool) -> io::Result<Self> {
+        if copies {
+            set_packet_option(socket, libc::PACKET_COPY_THRESH, &1_i32)?;
+        }
         set_packet_option(socket, libc::PACKET_VERSION, &(libc::tpacket_versions::TPACKET_V2 as c_int))?;
-        // Header, address and alignment take less than 128 bytes of a slot.
-        let needed = (largest as usize).saturating_add(128);
-        // A power of two wastes little of a page; of 64 KiB it would waste half.
-        let (frame_size, block_size) = match needed {
-            ..=0x8000 => (needed.next_power_of_two().max(2048), 1 << 16),
-            _ => (needed.next_multiple_of(1 << 11), needed.next_multiple_of(1 << 11) * 15),
-        };
-        let block_size = block_size.next_multiple_of(1 << 12);
+        // Headers, address and alignment take less than 128 bytes of a slot.
+        let frame_size = (mtu as usize).saturating_add(128).next_power_of_two().max(2048);
+        let block_size = frame_size.max(1 << 16);
         let blocks = (frame_size.saturating_mul(frames)).div_ceil(block_size);
         let frames = blocks * (block_size / frame_size);
         let request = libc::tpacket_req {
@@ -205,14 +205,12 @@ impl PacketRing {
             )?
         };
         let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::other("the ring was mapped at zero"))?;
-        Ok(Self { base, length, frame_size, block_size, frames, next: 0 })
+        Ok(Self { base, length, frame_size, frames, next: 0 })
     }
 
     /// Hands the next received frame to `handle` and gives its slot back; false if none waits.
     pub(crate) fn take(&mut self, handle: impl FnOnce(RingFrame<'_>)) -> bool {
-        // A frame does not reach from one block into the next.
-        let per_block = self.block_size / self.frame_size;
-        let offset = self.next / per_block * self.block_size + self.next % per_block * self.frame_size;
+        let offset = self.next * self.frame_size;
         // SAFETY: `next < frames`, so the slot lies within the mapping; slots are 2048-aligned, and the status is the
         // header's first word, which the kernel and we access atomically only.
         let status = unsafe { &*self.base.as_ptr().add(offset).cast::<AtomicU32>() };
@@ -263,6 +261,7 @@ fn read_slot(slot: &[u8], flags: u32) -> Option<RingFrame<'_>> {
         ethertype,
         vlan,
         truncated: kept < on_wire,
+        queued: flags & libc::TP_STATUS_COPY != 0,
         checksum_missing: flags & libc::TP_STATUS_CSUMNOTREADY != 0,
         vnet,
     })

@@ -14,6 +14,8 @@ fn action() -> impl Strategy<Value = String> {
         r#""drop""#,
         r#""reject""#,
         r#""reject-tcp""#,
+        r#""reject-admin""#,
+        r#""tproxy""#,
         r#""notrack""#,
         r#""return""#,
         r#""masquerade""#,

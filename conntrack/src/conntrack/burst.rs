@@ -188,3 +188,6 @@ impl Conntrack {
         place
     }
 }
+
+#[cfg(test)]
+mod tests;

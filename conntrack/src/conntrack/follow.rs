@@ -188,7 +188,7 @@ impl Conntrack {
         if self.sysctls.acct {
             counters.count(Direction::Original, packet.parsed.end);
         }
-        Attachment(Attached::Unconfirmed(FlowRecord {
+        Attachment(Attached::Unconfirmed(Box::new(FlowRecord {
             orig: *tuple,
             reply: *reply,
             zone,
@@ -197,7 +197,7 @@ impl Conntrack {
             protocol: opened.state,
             mark: 0,
             counters,
-        }))
+        })))
     }
 
     /// Lets the tracker see the packet. `None`: the flow was over and is gone, the packet may open another.
@@ -248,7 +248,7 @@ impl Conntrack {
             Outcome::Remove => {
                 self.count(slot, direction, packet.parsed.end);
                 let attachment = match self.table.flows().record(slot) {
-                    Some(flow) => Attached::Detached { binding: Binding::of(&flow), direction, state },
+                    Some(flow) => Attached::Detached { binding: Box::new(Binding::of(&flow)), direction, state },
                     None => Attached::Nothing,
                 };
                 self.destroy(slot);

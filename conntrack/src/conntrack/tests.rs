@@ -10,8 +10,8 @@ use crate::nat::{Manip, NatRange};
 use crate::table::hash_tuple;
 
 const FIN: u8 = 1;
-const SYN: u8 = 2;
-const ACK: u8 = 16;
+pub(crate) const SYN: u8 = 2;
+pub(crate) const ACK: u8 = 16;
 pub(crate) const START: Instant = Instant::from_secs(1000);
 pub(crate) const CLIENT: &str = "10.0.0.2";
 pub(crate) const SERVER: &str = "198.51.100.10";
@@ -49,7 +49,7 @@ pub(crate) fn udp(src: &str, sport: u16, dst: &str, dport: u16) -> Vec<u8> {
     datagram(proto::UDP, src, dst, &l4)
 }
 
-fn tcp(src: &str, sport: u16, dst: &str, dport: u16, flags: u8, seq: u32, ack: u32) -> Vec<u8> {
+pub(crate) fn tcp(src: &str, sport: u16, dst: &str, dport: u16, flags: u8, seq: u32, ack: u32) -> Vec<u8> {
     let mut l4 = [sport.to_be_bytes(), dport.to_be_bytes()].concat();
     l4.extend(seq.to_be_bytes());
     l4.extend(ack.to_be_bytes());
@@ -57,7 +57,7 @@ fn tcp(src: &str, sport: u16, dst: &str, dport: u16, flags: u8, seq: u32, ack: u
     datagram(proto::TCP, src, dst, &l4)
 }
 
-fn conntrack(capacity: u32, seed: u64) -> Conntrack {
+pub(crate) fn conntrack(capacity: u32, seed: u64) -> Conntrack {
     let mut config = Config { capacity, early_drop: EarlyDrop::Off, ..Config::default() };
     config.sysctls.set("nf_conntrack_checksum", "0").unwrap();
     config.sysctls.set("nf_conntrack_acct", "1").unwrap();
@@ -511,5 +511,59 @@ fn the_second_packet_between_equal_ends_is_the_answer_to_the_first() {
         pass(&mut conntrack, &udp(src, 7, dst, 7), None, START);
         let second = track(&mut conntrack, &udp(src, 7, dst, 7)).unwrap();
         assert_eq!((second.state(), second.direction()), (Some(CtState::Established), Some(Direction::Reply)));
+    }
+}
+
+/// A masqueraded connection and its image, with the flow severed for whom `tell` says.
+fn severed(tell: [bool; 2]) -> Validated {
+    let mut source = conntrack(16, 1);
+    let public = "203.0.113.1".parse().unwrap();
+    let range = NatRange { addrs: Some((public, public)), masquerade: true, ..NatRange::default() };
+    pass(&mut source, &tcp("10.0.0.2", 1000, "198.51.100.10", 80, 2, 5, 0), Some(&range), Instant::ZERO).unwrap();
+    let mut entropy = Entropy::from_test_seed(2);
+    let mut validated = Validated::check(source.save(), Instant::ZERO, &mut entropy).unwrap();
+    validated.sever(|_, _| Some(Ending { tell }));
+    validated
+}
+
+#[test]
+fn a_severed_flow_refuses_its_packets_alike_in_one_table_and_in_shards() {
+    let late = |seq| tcp("10.0.0.2", 1000, "198.51.100.10", 80, 0x10, seq, 9);
+    let answer = tcp("198.51.100.10", 80, "203.0.113.1", 1000, 0x10, 9, 6);
+    for (tell, inside) in [([true, false], Refusal::Reset), ([false; 2], Refusal::Severed)] {
+        let mut entropy = Entropy::from_test_seed(3);
+        let mut table = severed(tell).rehash(&mut entropy).unwrap();
+        let shards = severed(tell).rehash_shared(crate::Shards::new(4).unwrap(), &mut entropy).unwrap();
+        for (datagram, refusal) in [(late(6), inside), (answer.clone(), Refusal::Severed)] {
+            assert_eq!(track_at(&mut table, &datagram, Instant::ZERO).unwrap_err(), refusal);
+            let parsed = parse(&datagram).unwrap();
+            let refused = shards.track(&datagram, &parsed, Zone::default(), Origin::Link, Instant::ZERO);
+            assert_eq!(refused.unwrap_err(), refusal);
+        }
+        assert!(table.flows()[0].to_string().contains("[SEVERED]"));
+    }
+}
+
+#[test]
+fn no_new_flow_gets_the_outside_port_of_a_severed_one() {
+    let mut table = severed([true, false]).rehash(&mut Entropy::from_test_seed(3)).unwrap();
+    let public = "203.0.113.1".parse().unwrap();
+    let range = NatRange { addrs: Some((public, public)), masquerade: true, ..NatRange::default() };
+    let syn = tcp("10.0.0.3", 1000, "198.51.100.10", 80, 2, 5, 0);
+    let sent = pass(&mut table, &syn, Some(&range), Instant::ZERO).unwrap();
+    assert_ne!(&sent[20..22], 1000_u16.to_be_bytes(), "the other copy's peer knows that port");
+}
+
+#[test]
+fn an_image_in_which_somebody_is_told_of_a_flow_that_goes_on_is_refused() {
+    let mut table = severed([true, true]).rehash(&mut Entropy::from_test_seed(3)).unwrap();
+    let again = restored(&table, 4, Instant::ZERO);
+    assert_eq!(again.flows(), table.flows(), "what is severed stays so");
+    let slot = table.table.flows().in_creation_order()[0];
+    for status in [Status::TELL_ORIGINAL, Status::SEVERED] {
+        let core = table.table.flows_mut().core_mut(slot).unwrap();
+        core.set_status(core.status().difference(Status::SEVERED | Status::TOLD | Status::ASSURED) | status);
+        let error = Validated::check(table.save(), Instant::ZERO, &mut Entropy::from_test_seed(5)).unwrap_err();
+        assert!(error.to_string().contains("severed flows assured, and nobody told of others"), "{error}");
     }
 }

@@ -1,12 +1,12 @@
 //! Dealing flows out to shards: at a restore, when a shard overflows, when the owner asks for it.
 
 use core::convert::Infallible;
-use core::sync::atomic::Ordering;
 
 use hibernet_snapshot::Invalid;
 
 use super::SharedConntrack;
 use super::entered::All;
+use super::sync::Ordering;
 use crate::table::{Flows, Frame, Moved, claimed_twice};
 use crate::tuple::{Direction, Tuple, Zone};
 

@@ -1,11 +1,10 @@
 //! Shards that are locked, and how to come by them.
 
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::Ordering;
 
 use hibernet_snapshot::Instant;
-use parking_lot::MutexGuard;
 
+use super::sync::{MutexGuard, Ordering};
 use super::{Shard, SharedConntrack};
 use crate::conntrack::Conntrack;
 use crate::event::EventKind;
@@ -58,7 +57,7 @@ impl Entered<'_> {
     pub(super) fn reserve(&mut self) -> Option<u64> {
         let capacity = self.shared.capacity;
         let one_more = |flows: u32| (flows < capacity).then_some(flows.wrapping_add(1));
-        self.shared.counts.flows.try_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        self.shared.counts.flows.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
         self.counted = self.counted.wrapping_add(1);
         Some(self.shared.counts.next_serial.fetch_add(1, Ordering::Relaxed))
     }

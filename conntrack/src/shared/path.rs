@@ -1,11 +1,11 @@
 //! The stations `track` and `confirm` of shards.
 
 use core::net::IpAddr;
-use core::sync::atomic::Ordering;
 
 use hibernet_snapshot::Instant;
 
 use super::SharedConntrack;
+use super::sync::Ordering;
 use crate::attachment::{Attached, Attachment};
 use crate::conntrack::{
     EarlyDrop, Origin, Refusal, Subject, half_open_allows, neighbour, not_opening, subject, unrelated,

@@ -1,11 +1,11 @@
 //! Which shard a tuple belongs to.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use hibernet_snapshot::{Entropy, Redraw, Secret};
 use zeroize::Zeroize;
 
+use super::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::canary::CanaryScan;
 use crate::table::{Keyed, Part, hash_tuple, siphash};
 use crate::tuple::Tuple;

@@ -1,11 +1,11 @@
 //! What concerns all shards at once: lists, saves, settings, expiry.
 
 use core::net::IpAddr;
-use core::sync::atomic::Ordering;
 
 use hibernet_snapshot::Instant;
 
 use super::SharedConntrack;
+use super::sync::Ordering;
 use crate::conntrack::{Conntrack, ConntrackSaved, Totals};
 use crate::record::FlowRecord;
 use crate::status::Status;

@@ -96,6 +96,11 @@ impl Hash for Handle {
 }
 
 impl Handle {
+    /// The flow's number: flows are numbered in the order in which they enter the table.
+    pub const fn number(self) -> u64 {
+        self.serial
+    }
+
     /// Which of several tables the flow was in when the handle was made.
     pub(crate) const fn shard(self) -> usize {
         self.part.shard as usize

@@ -304,12 +304,31 @@ impl Table {
         for attempt in 1_u32.. {
             self.key = HashKey::redraw(&mut self.keys);
             self.index.clear();
-            let slots = self.flows.in_creation_order();
-            if slots.into_iter().try_for_each(|slot| file(&mut self.index, &self.key, &self.flows, slot)).is_ok() {
+            if self.file_all().is_ok() {
                 return;
             }
             if attempt.is_multiple_of(4) {
                 self.index.widen();
+            }
+        }
+    }
+
+    /// Files all flows into an empty index, in bursts: lines of the index are asked for before they are written to.
+    fn file_all(&mut self) -> Result<(), Overrun> {
+        let Self { flows, key, index, .. } = self;
+        let mut slots = flows.occupied().map(|(_, slot)| slot);
+        loop {
+            let mut burst = [None; FILED_TOGETHER];
+            for (place, slot) in burst.iter_mut().zip(slots.by_ref()) {
+                let hashes = hashes(key, flows, slot);
+                hashes.into_iter().flatten().for_each(|hash| index.fetch(hash));
+                *place = Some((hashes, slot));
+            }
+            if let [None, ..] = burst {
+                return Ok(());
+            }
+            for (hashes, slot) in burst.into_iter().flatten() {
+                file_under(index, hashes, slot)?;
             }
         }
     }
@@ -331,6 +350,9 @@ impl Table {
         &self.keys
     }
 }
+
+/// Flows whose lines of the index are asked for together.
+const FILED_TOGETHER: usize = 32;
 
 /// Rebuilds the index from the flows and the fresh key. A tuple that two flows claim is refused.
 fn file_every_tuple(parts: &TableParts<'_>) -> Result<Index, Invalid> {

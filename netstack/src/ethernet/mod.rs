@@ -21,6 +21,7 @@ mod station;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::frame::HEADER;
 pub use self::mac::{MacAddr, MacAddrError};
 pub use self::neighbours::NeighbourState;
 pub(crate) use self::neighbours::Neighbours;

@@ -133,6 +133,18 @@ impl Stack {
         Ok(())
     }
 
+    /// What stands in front of a packet on that link, if it is known: nothing, or an Ethernet header.
+    pub(crate) fn link_header(&mut self, link: LinkId, packet: &Packet, now: Instant) -> Option<Vec<u8>> {
+        let Some(own) = self.ethernet_mac(link) else { return Some(Vec::new()) };
+        let hop = packet.via.unwrap_or(packet.dst());
+        if packet.dst().is_multicast() || packet.src().is_multicast() || !can_be_a_neighbour(hop) {
+            return None;
+        }
+        let to = self.neighbours.known(link, hop, is_about_neighbours(packet), now)?;
+        let carries = if packet.dst().is_ipv4() { Carries::Ipv4 } else { Carries::Ipv6 };
+        Some(header(to, own, carries).to_vec())
+    }
+
     /// What the neighbour table has due: doubts, questions, packets whose next hop does not answer.
     pub(crate) fn attend_neighbours(&mut self, now: Instant) {
         if self.neighbours.next_deadline().is_some_and(|at| at <= now) {

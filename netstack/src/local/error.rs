@@ -106,7 +106,7 @@ impl SocketError {
 }
 
 /// What the codes of destination unreachable are for a socket.
-const fn unreachable(by: IpAddr, code: u8) -> Errno {
+pub(super) const fn unreachable(by: IpAddr, code: u8) -> Errno {
     match (by, code) {
         (IpAddr::V4(_), 0 | 6 | 9) | (IpAddr::V6(_), 0) => Errno::NetworkUnreachable,
         (IpAddr::V4(_), 2) => Errno::ProtocolNotAvailable,

@@ -1,16 +1,17 @@
-//! ICMP errors about what a UDP or ping socket of this host has sent.
+//! ICMP errors about what a socket of this host has sent.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use hibernet_conntrack::proto;
+use hibernet_snapshot::Instant;
 
-use super::Local;
 use super::sockets::Notice;
+use super::{Ends, Local};
 use crate::packet::Packet;
 
 impl Local {
     /// Tells the socket that has sent what the error quotes. Errors about anything else have nobody here who waits for them.
-    pub(crate) fn heed_icmp_error(&mut self, packet: &Packet) {
+    pub(crate) fn heed_icmp_error(&mut self, packet: &Packet, now: Instant) {
         let [kind, code, _, _, _, _, _, _, quote @ ..] = packet.parsed().l4(packet.bytes()) else { return };
         let by = packet.src();
         let Some(quoted) = Quoted::read(quote) else { return };
@@ -24,6 +25,12 @@ impl Local {
                 let own = SocketAddr::new(quoted.src, u16::from_be_bytes([*s1, *s0]));
                 let peer = SocketAddr::new(quoted.dst, u16::from_be_bytes([*d1, *d0]));
                 self.fail_udp(own, peer, notice);
+            }
+            (proto::TCP, [s1, s0, d1, d0, n3, n2, n1, n0, ..]) => {
+                let local = SocketAddr::new(quoted.src, u16::from_be_bytes([*s1, *s0]));
+                let remote = SocketAddr::new(quoted.dst, u16::from_be_bytes([*d1, *d0]));
+                let number = u32::from_be_bytes([*n3, *n2, *n1, *n0]);
+                self.fail_tcp(&Ends { local, remote }, number, notice, now);
             }
             (proto::ICMP, [ECHO_REQUEST, _, _, _, id1, id0, ..])
             | (proto::ICMPV6, [ECHO_REQUEST_V6, _, _, _, id1, id0, ..]) => {

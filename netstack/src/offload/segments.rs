@@ -4,7 +4,7 @@ use hibernet_conntrack::{Parsed, proto};
 
 use super::{ChecksumState, Offload, Segmentation, TCP_CHECKSUM, TCP_FLAGS, UDP_CHECKSUM, sum};
 
-/// The segments of a super-packet, in order, with complete checksums, or if `partial` with missing ones.
+/// The segments of a super-packet, in order and each behind `front`, with complete checksums, or if `partial` with missing ones.
 ///
 /// All repeat its headers. TCP's numbers go on with the data; FIN and PSH are the last segment's, CWR the first's (RFC 3168,
 /// section 6.1.2), the identification of IPv4 goes up by one. `None` if it is no super-packet.
@@ -13,6 +13,7 @@ pub(crate) fn segments(
     parsed: &Parsed,
     segmentation: Segmentation,
     partial: bool,
+    front: &[u8],
 ) -> Option<Vec<(Vec<u8>, Offload)>> {
     let l4 = datagram.get(parsed.header_len..)?;
     let headers = parsed.header_len.checked_add(segmentation.kind.transport_header(l4))?;
@@ -21,10 +22,12 @@ pub(crate) fn segments(
     let last = data.len().div_ceil(size.max(1)).checked_sub(1)?;
     let mut all = Vec::with_capacity(last.saturating_add(1));
     for (at, data) in data.chunks(size.max(1)).enumerate() {
-        let mut bytes = Vec::with_capacity(headers.len().saturating_add(data.len()));
-        bytes.extend_from_slice(headers);
-        bytes.extend_from_slice(data);
-        number_ip(&mut bytes, parsed, at)?;
+        let mut frame = Vec::with_capacity(front.len().saturating_add(headers.len()).saturating_add(data.len()));
+        for part in [front, headers, data] {
+            frame.extend_from_slice(part);
+        }
+        let bytes = frame.get_mut(front.len()..)?;
+        number_ip(bytes, parsed, at)?;
         let checksum_at = match parsed.proto {
             proto::TCP => {
                 let place = Place { sent: at.checked_mul(size)?, is_first: at == 0, is_last: at == last };
@@ -33,18 +36,18 @@ pub(crate) fn segments(
             }
             _ => {
                 let len = u16::try_from(bytes.len().checked_sub(parsed.header_len)?).ok()?;
-                sum::put(&mut bytes, parsed.header_len.checked_add(4)?, len);
+                sum::put(bytes, parsed.header_len.checked_add(4)?, len);
                 UDP_CHECKSUM
             }
         };
         let start = u16::try_from(parsed.header_len).ok()?;
         let mut offload =
             Offload { checksum: ChecksumState::Partial { start, offset: checksum_at }, segmentation: None };
-        offload.write_pseudo_header(&mut bytes, parsed);
+        offload.write_pseudo_header(bytes, parsed);
         if !partial {
-            offload.complete(&mut bytes);
+            offload.complete(bytes);
         }
-        all.push((bytes, offload));
+        all.push((frame, offload.shifted(front.len())));
     }
     Some(all)
 }

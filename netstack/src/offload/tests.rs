@@ -171,7 +171,7 @@ proptest! {
         prop_assert_eq!(left.len(), 1);
         let Egress { datagram, offload, .. } = left.into_iter().next().unwrap();
         prop_assert_eq!(offload.segmentation, run.whole().offload.segmentation);
-        let packet = Packet::received_in(out, datagram.clone(), 0, offload).unwrap();
+        let packet = Packet::received_in(out, datagram.clone(), 0, offload, None).unwrap();
         prop_assert_eq!(packet.bytes(), datagram.as_slice(), "the pseudo header's sum is right as it left");
         let segments = packet.segments(false).unwrap().unwrap();
         let expected: Vec<_> = drain(&mut cut).into_iter().map(|sent| sent.datagram).collect();

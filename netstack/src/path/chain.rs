@@ -9,7 +9,7 @@ use crate::hook::Hook;
 use crate::local::can_be_proxied;
 use crate::packet::{Packet, Verdict};
 use crate::reject::RejectWith;
-use crate::rules::{Action, MAX_DEPTH, Place, Policy};
+use crate::rules::{Action, MAX_DEPTH, Place, Policy, Subject, Way};
 use crate::stack::Stack;
 
 /// What a chain comes to.
@@ -24,8 +24,26 @@ pub(super) enum Outcome {
 
 impl Stack {
     /// A filter chain's verdict.
+    ///
+    /// A packet of an established flow need not run it where it is known that it accepts.
     pub(super) fn run_filter_chain(&mut self, hook: Hook, chain: usize, packet: &mut Packet) -> (Verdict, Judge) {
-        let (outcome, judge) = self.run_chain(hook, chain, packet);
+        let mut way = Way::default();
+        let known = known_flow(packet);
+        let (outcome, judge) = match known {
+            None => self.run_chain(hook, chain, packet, &mut way),
+            Some(flow) => {
+                let mark = self.conntrack.mark(packet.attachment());
+                let subject = Subject { tcp_flags: None, ..packet.subject(Some(mark)) };
+                if self.rules.recall(flow, chain, &subject, packet.len()) {
+                    return (Verdict::Accept, Judge::default());
+                }
+                let ran = self.run_chain(hook, chain, packet, &mut way);
+                if ran.0 == Outcome::Accept {
+                    self.rules.remember(flow, chain, &subject, &way);
+                }
+                ran
+            }
+        };
         let verdict = match outcome {
             Outcome::Accept | Outcome::Translate(_) => Verdict::Accept,
             Outcome::Drop(reason) => Verdict::Drop(reason),
@@ -35,7 +53,13 @@ impl Stack {
     }
 
     /// Tries the rules of a base chain, and of those it jumps to, in order until one decides, else its policy does.
-    pub(super) fn run_chain(&mut self, hook: Hook, chain: usize, packet: &mut Packet) -> (Outcome, Judge) {
+    pub(super) fn run_chain(
+        &mut self,
+        hook: Hook,
+        chain: usize,
+        packet: &mut Packet,
+        way: &mut Way,
+    ) -> (Outcome, Judge) {
         let Self { rules, conntrack, events, .. } = self;
         let len = packet.len();
         let mut at = Place::start_of(chain);
@@ -43,12 +67,13 @@ impl Stack {
         loop {
             let mark = packet.attachment().direction().map(|_| conntrack.mark(packet.attachment()));
             let subject = packet.subject(mark);
-            let matched = rules.next_match(at, &subject, len);
+            let matched = rules.next_match(at, &subject, len, way);
             let Some((rule, action)) = matched.filter(|(_, action)| !matches!(action, Action::Return)) else {
                 if let Some(place) = way_back.pop() {
                     at = place;
                     continue;
                 }
+                way.ended_by_policy();
                 let outcome = match rules.policy(chain, len) {
                     Policy::Accept => Outcome::Accept,
                     Policy::Drop => Outcome::Drop(DropReason::Policy),
@@ -58,6 +83,9 @@ impl Stack {
             let place = Place { rule, ..at };
             let judge = Judge { chain: Some(place.chain), rule: Some(rule) };
             at = place.next();
+            if !matches!(action, Action::Accept | Action::Jump(_) | Action::Goto(_)) {
+                way.is_special();
+            }
             match action {
                 Action::Accept => return (Outcome::Accept, judge),
                 Action::Drop => return (Outcome::Drop(DropReason::Rule), judge),
@@ -103,6 +131,16 @@ impl Stack {
             }
         }
     }
+}
+
+/// Tells the packet's flow and direction from others, if it is of an established one.
+fn known_flow(packet: &Packet) -> Option<u64> {
+    let attachment = packet.attachment();
+    if attachment.state() != Some(CtState::Established) {
+        return None;
+    }
+    let direction = attachment.direction()?.index() as u64;
+    Some(attachment.handle()?.number().wrapping_mul(2).wrapping_add(direction))
 }
 
 /// A packet's zone is chosen once, and before it is tracked. To choose one takes `notrack` back.

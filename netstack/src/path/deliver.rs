@@ -20,7 +20,8 @@ impl Stack {
     pub(super) fn deliver(&mut self, packet: Packet, group: bool, now: Instant) {
         let Ok(packet) = self.run_hook(Hook::Input, packet, now) else { return };
         count(&mut self.stats.delivered);
-        if !packet.offload().vouches() && !transport_checksum_holds(packet.bytes(), packet.parsed()) {
+        let is_verified = packet.checked || packet.offload().vouches();
+        if !is_verified && !transport_checksum_holds(packet.bytes(), packet.parsed()) {
             return self.drop_packet(DropReason::LocalMalformed, &packet);
         }
         match packet.parsed().proto {
@@ -139,7 +140,7 @@ impl Stack {
                 }
                 return;
             }
-            _ if !group => self.local.heed_icmp_error(&packet),
+            _ if !group => self.local.heed_icmp_error(&packet, now),
             _ => {}
         }
         let is_echo = is_echo_request(packet.bytes(), packet.parsed());

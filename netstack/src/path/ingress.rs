@@ -6,14 +6,15 @@ use crate::drop_reason::DropReason;
 use crate::hook::Hook;
 use crate::icmp::IcmpError;
 use crate::link::{LinkId, Medium};
-use crate::offload::Offload;
 use crate::packet::Packet;
+use crate::path::burst::Waiting;
 use crate::route::Decision;
 use crate::stack::Stack;
 
 impl Stack {
     /// What a link hands over: stripped of what is the link's, checked, then on its way.
-    pub(crate) fn accept_from_link(&mut self, link: LinkId, frame: Vec<u8>, offload: Offload, now: Instant) {
+    pub(super) fn accept_from_link(&mut self, link: LinkId, waiting: Waiting, now: Instant) {
+        let Waiting { frame, offload, read, ahead, .. } = waiting;
         let medium = self.links.link(link).filter(|_| link != LinkId::LOOPBACK).map(|link| link.medium);
         let (frame, at, link_group) = match medium {
             Some(Medium::Ip) => (frame, 0, false),
@@ -24,9 +25,11 @@ impl Stack {
             None => return self.drop_unread(DropReason::NoSuchLink, Some(link), frame.len()),
         };
         let len = frame.len().saturating_sub(at);
-        let mut packet = Packet::received_in(link, frame, at, offload);
+        let read = read.filter(|(start, _)| *start == at).map(|(_, parsed)| parsed);
+        let mut packet = Packet::received_in(link, frame, at, offload, read);
         if let Ok(packet) = &mut packet {
             packet.link_group = link_group;
+            packet.ahead = ahead;
         }
         match packet {
             // No hook of the kernel sees these: IPv6 input drops them.

@@ -1,5 +1,6 @@
 //! One packet's way: from a link through the hooks to a link or to the local stack.
 
+mod burst;
 mod chain;
 mod cookie;
 mod deliver;

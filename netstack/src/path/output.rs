@@ -129,6 +129,12 @@ impl Stack {
             if fits && takes.take(offload) {
                 return self.queue_egress(link, packet, now);
             }
+            if fits
+                && let Some(front) = self.link_header(link, &packet, now)
+                && let Some(frames) = packet.framed_segments(takes.checksum, &front)
+            {
+                return self.queue_frames(link, &packet, frames);
+            }
             if let Some(segments) = packet.segments(fits && takes.checksum) {
                 return self.transmit_segments(&packet, segments, now);
             }
@@ -147,6 +153,17 @@ impl Stack {
                 Err(Some(DropReason::PacketTooBig))
             }
         }
+    }
+
+    /// Queues the segments of a packet in its place: all, or none if there is no room for all.
+    fn queue_frames(&mut self, link: LinkId, packet: &Packet, frames: Vec<(Vec<u8>, Offload)>) -> Result<(), Ended> {
+        if self.egress.len().saturating_add(frames.len()) > self.queues.egress {
+            self.drop_packet(DropReason::EgressFull, packet);
+            return Err(Some(DropReason::EgressFull));
+        }
+        self.stats.sent = self.stats.sent.saturating_add(frames.len() as u64);
+        self.egress.extend(frames.into_iter().map(|(datagram, offload)| Egress { link, datagram, offload }));
+        Ok(())
     }
 
     /// Sends the segments of a packet in its place: all, or none if there is no room for all.

@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use hibernet_conntrack::{CtState, Manip, NatRange, Origin, Refusal, Remark, Zone, proto};
+use hibernet_conntrack::{CtState, Incoming, Manip, NatRange, Origin, Refusal, Remark, Zone, proto};
 use hibernet_snapshot::Instant;
 
 use super::Judge;
@@ -14,7 +14,7 @@ use crate::icmp::{self, IcmpError};
 use crate::link::LinkId;
 use crate::packet::{Keeper, Packet, Verdict};
 use crate::reject::Reset;
-use crate::rules::{Action, NatTarget};
+use crate::rules::{Action, NatTarget, Way};
 use crate::source;
 use crate::stack::Stack;
 use crate::stats::count;
@@ -33,7 +33,10 @@ impl Stack {
         };
         let tracked = match self.track_cookie(hook, packet, zone, origin, now) {
             Some(tracked) => tracked,
-            None => self.conntrack.track(packet.bytes(), packet.parsed(), zone, origin, now),
+            None => {
+                let incoming = Incoming { datagram: packet.bytes(), parsed: packet.parsed(), zone, origin };
+                self.conntrack.track_ahead(&incoming, &packet.ahead, now)
+            }
         };
         self.collect_conntrack_events();
         match tracked {
@@ -45,6 +48,10 @@ impl Stack {
                     };
                     self.events.push(StackEvent::Invalid { reason });
                 }
+                // Of a segment of a flow the checksum has been looked at.
+                let is_tcp = packet.parsed().proto == proto::TCP && packet.parsed().fragment.is_none();
+                let is_read = is_tcp && origin == Origin::Link && self.conntrack.sysctls().checksum;
+                packet.checked = is_read && attachment.direction().is_some();
                 packet.attachment = attachment;
                 Verdict::Accept
             }
@@ -104,7 +111,7 @@ impl Stack {
             let mut at = 0_usize;
             while let Some(chain) = self.rules.table().nat_chains(hook).get(at).copied() {
                 at = at.saturating_add(1);
-                let (outcome, judge) = self.run_chain(hook, chain, packet);
+                let (outcome, judge) = self.run_chain(hook, chain, packet, &mut Way::default());
                 match outcome {
                     Outcome::Accept => {}
                     Outcome::Translate(action) => {
@@ -124,8 +131,8 @@ impl Stack {
                 self.conntrack.nat_null_bind(&mut packet.attachment, manip);
             }
         }
-        let (bytes, attachment) = packet.parts_mut();
-        match self.conntrack.nat_translate(attachment, manip, bytes) {
+        let (bytes, parsed, attachment) = packet.translatable();
+        match self.conntrack.nat_translate_parsed(attachment, manip, bytes, parsed) {
             Ok(true) => {
                 packet.readdress();
                 (Verdict::Accept, Judge::default())

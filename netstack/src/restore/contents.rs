@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use hibernet_conntrack::FlowRecord;
 use hibernet_snapshot::diff::{Difference, Pair, Value, aligned, merged, value};
-use hibernet_snapshot::image::Header;
+use hibernet_snapshot::image::{Header, SectionId};
 use hibernet_snapshot::{Entropy, Instant, Snapshot};
 use serde::Serialize;
 
@@ -106,6 +106,14 @@ impl Contents {
     /// The flows, ascending by original tuple and zone.
     pub fn flows(&self) -> &[FlowRecord] {
         &self.flows
+    }
+
+    /// The same without a section of the embedder's, such as one that differs between any two saves.
+    #[must_use]
+    pub fn without_section(mut self, id: SectionId) -> Self {
+        let name = id.to_string();
+        self.items.retain(|item| item.section != Section::Other || item.name != name);
+        self
     }
 
     /// What turns this into `after`, in canonical order: one pass over both, and trees of what differs alone.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use hibernet_conntrack::{Direction, Ending, FlowRecord, ProtocolState, Status, TcpState, TcpTrack, Tuple, proto};
+use hibernet_conntrack::{Direction, Ending, FlowRecord, ProtocolState, Status, TcpState, TcpTrack, Tuple};
 use hibernet_snapshot::Instant;
 
 use super::fork_rules::{ForkAction, ForkRules, Inherited, LoadedForkRules};
@@ -98,7 +98,7 @@ impl Plan {
         tcp: &mut TcpSection,
         sides: &Sides<'_>,
     ) {
-        let mut own: BTreeMap<Tuple, Option<usize>> = tcp.ends().map(|(_, ends)| (tuple_of(&ends), None)).collect();
+        let mut own: BTreeMap<Tuple, Option<usize>> = tcp.ends().map(|(_, ends)| (ends.tuple(), None)).collect();
         if own.is_empty() {
             return;
         }
@@ -111,7 +111,7 @@ impl Plan {
         }
         let mut ending = BTreeMap::new();
         for (stream, ends) in tcp.ends() {
-            let tuple = tuple_of(&ends);
+            let tuple = ends.tuple();
             let flow = own.get(&tuple).copied().flatten();
             let severed = match flow {
                 Some(number) => self.severed.get(&number).copied(),
@@ -138,7 +138,7 @@ impl Plan {
             self.streams.push(StreamReport { stream, local, remote, outcome });
             if action == ForkAction::Reset && sides.has_inside(remote.ip(), local.ip()) {
                 // As the peer sees this host: through the flow's translation, if there is one.
-                let own = tuple_of(&reset.ends);
+                let own = reset.ends.tuple();
                 let seen =
                     flow.map_or(
                         Some(own),
@@ -234,11 +234,6 @@ const fn told(ending: Ending) -> Status {
     original.union(reply)
 }
 
-const fn tuple_of(ends: &Ends) -> Tuple {
-    let Ends { local, remote } = ends;
-    Tuple { src: local.ip(), dst: remote.ip(), proto: proto::TCP, sport: local.port(), dport: remote.port() }
-}
-
 const fn own_tuple(stream: &StreamReport) -> Tuple {
-    tuple_of(&Ends { local: stream.local, remote: stream.remote })
+    Ends { local: stream.local, remote: stream.remote }.tuple()
 }

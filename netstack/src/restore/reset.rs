@@ -1,10 +1,10 @@
 //! TCP connections of this host that could not be rebuilt: their peers are reset at once, not left to hang.
 
-use hibernet_conntrack::{FlowRecord, Tuple, Zone, proto};
+use hibernet_conntrack::{FlowRecord, Tuple, Zone};
 use hibernet_snapshot::Instant;
 
 use super::fork::Plan;
-use crate::local::StreamReset;
+use crate::local::{Ends, StreamReset};
 use crate::packet::Packet;
 use crate::reject::Reset;
 use crate::report::{DropCause, FlowOutcome, FlowReport, RebuildFault, ResetCause, StreamOutcome, StreamReport};
@@ -14,7 +14,7 @@ use crate::stats::count;
 /// Resets the peer of a connection and forgets its flow. The flow is there while the resets pass, so that they are
 /// translated.
 pub(super) fn end(stack: &mut Stack, stream: &StreamReset, now: Instant) {
-    let tuple = own_tuple(stream);
+    let tuple = stream.ends.tuple();
     let zone = Zone::default();
     let [first, last] = stream.numbers;
     // A peer that keeps to RFC 5961 takes a reset at exactly the byte it waits for: one of these, or one it asks for.
@@ -41,11 +41,7 @@ pub(super) fn sort_out(flows: &[FlowRecord], streams: &[StreamReport], plan: &Pl
         .iter()
         .filter_map(|stream| match stream.outcome {
             StreamOutcome::Kept | StreamOutcome::ForkReset { .. } | StreamOutcome::Dropped(_) => None,
-            StreamOutcome::Reset(fault) => {
-                let (local, remote) = (stream.local, stream.remote);
-                let (src, sport, dst, dport) = (local.ip(), local.port(), remote.ip(), remote.port());
-                Some((Tuple { src, dst, sport, dport, proto: proto::TCP }, fault))
-            }
+            StreamOutcome::Reset(fault) => Some((Ends { local: stream.local, remote: stream.remote }.tuple(), fault)),
         })
         .collect();
     let outcome = |number: usize, flow: &FlowRecord| {
@@ -66,10 +62,4 @@ pub(super) fn sort_out(flows: &[FlowRecord], streams: &[StreamReport], plan: &Pl
         FlowReport { orig: flow.orig, zone: flow.zone, outcome }
     };
     flows.iter().enumerate().map(report).collect()
-}
-
-fn own_tuple(stream: &StreamReset) -> Tuple {
-    let (local, remote) = (stream.ends.local, stream.ends.remote);
-    let (src, sport, dst, dport) = (local.ip(), local.port(), remote.ip(), remote.port());
-    Tuple { src, dst, sport, dport, proto: proto::TCP }
 }

@@ -10,7 +10,7 @@ use crate::cidr::Cidr;
 use crate::link::{LinkId, Links};
 
 /// What rules look at in a packet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Subject {
     pub(crate) iif: Option<LinkId>,
     pub(crate) oif: Option<LinkId>,
@@ -64,6 +64,11 @@ impl Test {
             family: rule_family(rule),
             syn_only: *tcpflags_syn_only,
         }
+    }
+
+    /// Whether it asks for something that differs from packet to packet of a flow.
+    pub(crate) const fn looks_at_flags(&self) -> bool {
+        self.syn_only
     }
 
     pub(crate) fn matches(&self, subject: &Subject) -> bool {

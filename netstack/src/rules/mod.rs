@@ -1,5 +1,6 @@
 //! Rule sets: chains of rules at the hooks.
 
+mod flow_table;
 mod jumps;
 mod load;
 mod matching;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::cidr::Cidr;
 use crate::hook::{Hook, priority};
 
+pub(crate) use self::flow_table::Way;
 pub(crate) use self::jumps::MAX_DEPTH;
 pub(crate) use self::load::{Place, Rules};
 pub(crate) use self::matching::Subject;

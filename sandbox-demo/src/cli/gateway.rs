@@ -12,6 +12,7 @@ use hibernet_netstack::MacAddr;
 
 use super::Control;
 use super::Seal;
+use super::restoring::RestoreArgs;
 use crate::gateway::Forward;
 use crate::gateway::GuestOptions;
 use crate::gateway::GuestPlace;
@@ -70,6 +71,8 @@ pub(super) struct GatewayArgs {
     /// Port of an echo service at the gateway's addresses, TCP and UDP (RFC 862).
     #[arg(long, value_name = "PORT", conflicts_with = "restore", value_parser = clap::value_parser!(u16).range(1..))]
     echo: Option<u16>,
+    #[command(flatten)]
+    how: RestoreArgs,
     /// Pass no traffic until `sandbox-demo resume`.
     #[arg(long)]
     hold: bool,
@@ -80,22 +83,31 @@ pub(super) struct GatewayArgs {
 }
 
 impl GatewayArgs {
-    pub(super) fn options(self, json: bool) -> GuestOptions {
+    pub(super) fn options(self, json: bool) -> anyhow::Result<GuestOptions> {
         let Self { link, addrs, restore, mac, mtu, dhcp_first, dhcp_lease, no_dhcp, .. } = self;
-        let Self { resolvers, no_dns, forwards, uplink, uplink_addrs, via, echo, hold, seal, control, .. } = self;
+        let Self { resolvers, no_dns, forwards, uplink, uplink_addrs, via, echo, hold, how, seal, control, .. } = self;
         let is_restore = restore.is_some();
         let start = match restore {
-            Some(image) => GuestStart::Restored(image),
-            None => GuestStart::Fresh(GuestPlace {
-                addrs,
-                mac,
-                mtu,
-                dhcp: (!no_dhcp).then_some(dhcp_first),
-                lease: Duration::from_secs(dhcp_lease.into()),
-                echo,
-                uplink_addrs,
-                via,
-            }),
+            Some(image) => {
+                let mut request = how.request(vec![image], seal.key.clone())?;
+                if request.inside.is_empty() {
+                    request.inside.push(link.name().to_owned());
+                }
+                GuestStart::Restored(Box::new(request))
+            }
+            None => {
+                how.expect_none()?;
+                GuestStart::Fresh(GuestPlace {
+                    addrs,
+                    mac,
+                    mtu,
+                    dhcp: (!no_dhcp).then_some(dhcp_first),
+                    lease: Duration::from_secs(dhcp_lease.into()),
+                    echo,
+                    uplink_addrs,
+                    via,
+                })
+            }
         };
         let dns = match resolvers.is_empty() {
             true if no_dns => Some(Resolvers::Nobody),
@@ -104,7 +116,7 @@ impl GatewayArgs {
             false => Some(Resolvers::These(resolvers)),
         };
         let forwards = (!is_restore || !forwards.is_empty()).then_some(forwards);
-        GuestOptions { start, link, uplink, dns, forwards, control: control.socket, hold, seal_key: seal.key, json }
+        Ok(GuestOptions { start, link, uplink, dns, forwards, control: control.socket, hold, seal_key: seal.key, json })
     }
 }
 
@@ -155,7 +167,9 @@ mod tests {
 
     fn parse(args: &[&str]) -> Result<GuestOptions, String> {
         let all = ["gateway", "--link", "stream:g@/s"].iter().chain(args);
-        Line::try_parse_from(all).map(|line| line.args.options(false)).map_err(|error| error.to_string())
+        Line::try_parse_from(all)
+            .map_err(|error| error.to_string())
+            .and_then(|line| line.args.options(false).map_err(|error| error.to_string()))
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use serde_json::Value;
 
 use super::print;
 use crate::control::After;
@@ -15,11 +14,16 @@ use crate::control::EventsReply;
 use crate::control::HooksReply;
 use crate::control::ListReply;
 use crate::control::NeighboursReply;
+use crate::control::PauseReply;
 use crate::control::Request;
+use crate::control::RestoreSummary;
+use crate::control::RunState;
 use crate::control::SaveForm;
 use crate::control::SaveKind;
 use crate::control::SaveReply;
 use crate::control::StatsReply;
+use crate::control::StatusReply;
+use crate::gateway::RestoreRequest;
 
 pub(crate) fn save(control: &Path, image: &Path, hold: bool, form: SaveForm, json: bool) -> anyhow::Result<()> {
     let mut gateway = ControlClient::connect(control)?;
@@ -46,8 +50,38 @@ pub(crate) fn save(control: &Path, image: &Path, hold: bool, form: SaveForm, jso
 }
 
 pub(crate) fn resume(control: &Path, json: bool) -> anyhow::Result<()> {
-    let resumed: Value = ControlClient::connect(control)?.call(&Request::Resume)?;
+    let resumed: StatusReply = ControlClient::connect(control)?.call(&Request::Resume)?;
     print(json, &resumed, String::new)
+}
+
+pub(crate) fn pause(control: &Path, json: bool) -> anyhow::Result<()> {
+    let paused: PauseReply = ControlClient::connect(control)?.call(&Request::Pause)?;
+    print(json, &paused, || format!("paused; {} frames that waited on the links were taken in", paused.drained))
+}
+
+pub(crate) fn status(control: &Path, json: bool) -> anyhow::Result<()> {
+    let status: StatusReply = ControlClient::connect(control)?.call(&Request::Status)?;
+    print(json, &status, || {
+        let state = match status.state {
+            RunState::Running => "running",
+            RunState::Paused => "paused",
+        };
+        let mut text = format!("{state}; process {}, {} flows\n", status.pid, status.flows);
+        if let Some(restored) = &status.restored {
+            text.push_str(&restored.text());
+        }
+        text
+    })
+}
+
+pub(crate) fn load(control: &Path, mut request: RestoreRequest, json: bool) -> anyhow::Result<()> {
+    for path in request.deltas.iter_mut().chain(request.seal_key.as_mut()) {
+        *path = std::path::absolute(&path).with_context(|| format!("the path {}", path.display()))?;
+    }
+    request.path =
+        std::path::absolute(&request.path).with_context(|| format!("the path {}", request.path.display()))?;
+    let summary: RestoreSummary = ControlClient::connect(control)?.call(&Request::Restore(request))?;
+    print(json, &summary, || summary.text())
 }
 
 pub(crate) fn list(control: &Path, json: bool) -> anyhow::Result<()> {

@@ -17,6 +17,7 @@ use serde::Serializer;
 
 use crate::fault::image_fault;
 use crate::gateway::ImageFiles;
+use crate::gateway::SAVED_AT;
 
 /// Prints what changed between two images as it is found, and says whether anything did.
 pub(crate) fn diff(before: &ImageFiles, after: &ImageFiles, json: bool) -> anyhow::Result<bool> {
@@ -37,7 +38,8 @@ fn contents(files: &ImageFiles) -> anyhow::Result<Contents> {
     let mut entropy = Entropy::from_os().context("drawing keys")?;
     let last = files.paths.last().map(PathBuf::as_path).unwrap_or(Path::new(""));
     let contents = files.open()?.contents(&mut entropy).map_err(|error| image_fault(last, &error))?;
-    Ok(contents)
+    // The time of the save is not what was saved.
+    Ok(contents.without_section(SAVED_AT))
 }
 
 /// How many items were told of.

@@ -1,8 +1,7 @@
 //! Asking a running gateway.
 
-use std::io::BufRead;
-use std::io::BufReader;
 use std::io::ErrorKind;
+use std::io::Read;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -11,13 +10,13 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::de::DeserializeOwned;
 
-use super::protocol::Reply;
+use super::http;
 use super::protocol::Request;
 use crate::fault::Fault;
 
 /// A connection to a gateway's control socket.
 pub(crate) struct ControlClient {
-    stream: BufReader<UnixStream>,
+    stream: UnixStream,
 }
 
 impl ControlClient {
@@ -26,20 +25,22 @@ impl ControlClient {
         let stream = UnixStream::connect(path).map_err(|error| connect_fault(path, &error))?;
         stream.set_read_timeout(Some(PATIENCE)).context("setting the control socket's timeout")?;
         stream.set_write_timeout(Some(PATIENCE)).context("setting the control socket's timeout")?;
-        Ok(Self { stream: BufReader::new(stream) })
+        Ok(Self { stream })
     }
 
     /// Sends one request and waits for its answer.
     pub(crate) fn call<T: DeserializeOwned>(&mut self, request: &Request) -> anyhow::Result<T> {
-        let mut line = serde_json::to_string(request).context("writing a request")?;
-        line.push('\n');
-        self.stream.get_mut().write_all(line.as_bytes()).context("asking the gateway")?;
-        let mut answer = String::new();
-        let read = self.stream.read_line(&mut answer).context("waiting for the gateway's answer")?;
-        anyhow::ensure!(read > 0, "the gateway closed its control socket without an answer");
-        match serde_json::from_str(&answer).context("reading the gateway's answer")? {
-            Reply::Done { result } => serde_json::from_value(result).context("reading the gateway's answer"),
-            Reply::Failed { error } => Err(anyhow::anyhow!(error)),
+        self.stream.write_all(&http::request(request)?).context("asking the gateway")?;
+        let mut answer = Vec::new();
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            if let Some(result) = http::read_answer(&answer).context("reading the gateway's answer")? {
+                let value = result.map_err(|refused| anyhow::anyhow!(refused.error))?;
+                return serde_json::from_value(value).context("reading the gateway's answer");
+            }
+            let read = self.stream.read(&mut buffer).context("waiting for the gateway's answer")?;
+            anyhow::ensure!(read > 0, "the gateway closed its control socket without an answer");
+            answer.extend_from_slice(buffer.get(..read).unwrap_or_default());
         }
     }
 }

@@ -1,11 +1,13 @@
-//! The control socket of a running gateway: one JSON line per request, one per reply.
+//! The control socket of a running gateway: HTTP/1.1 with JSON over a unix socket. `docs/control.md` describes it.
 
 mod client;
+mod http;
 mod protocol;
 mod server;
 mod tasks;
 
 pub(crate) use self::client::ControlClient;
+pub(crate) use self::http::Refused;
 pub(crate) use self::protocol::After;
 pub(crate) use self::protocol::CanaryReply;
 pub(crate) use self::protocol::DropCount;
@@ -19,6 +21,7 @@ pub(crate) use self::protocol::LinkReply;
 pub(crate) use self::protocol::ListReply;
 pub(crate) use self::protocol::NeighbourReply;
 pub(crate) use self::protocol::NeighboursReply;
+pub(crate) use self::protocol::PauseReply;
 pub(crate) use self::protocol::PolicyReply;
 pub(crate) use self::protocol::Request;
 pub(crate) use self::protocol::RestoreSummary;

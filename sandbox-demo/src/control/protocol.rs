@@ -3,17 +3,18 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hibernet_conntrack::Tuple;
+use hibernet_netstack::FlowOutcome;
 use hibernet_netstack::RestoreReport;
 use hibernet_netstack::StreamOutcome;
 use serde::Deserialize;
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::clock::millis;
+use crate::gateway::RestoreRequest;
 
-/// One request, a JSON object on one line: `{"op": "save", "path": "/tmp/image", "after": "hold"}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+/// One request; `docs/control.md` has the method and path of each.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Request {
     /// What the gateway is doing. Answered by [`StatusReply`].
     Status,
@@ -25,10 +26,11 @@ pub(crate) enum Request {
     Hooks,
     /// Drops by reason and the links' counts. Answered by [`StatsReply`].
     Stats,
+    /// Takes in what waits on the links, and stands still. Answered by [`PauseReply`].
+    Pause,
     /// The last events: drops and logged packets. Answered by [`EventsReply`].
     Events {
         /// Those behind this number alone.
-        #[serde(default)]
         after: Option<u64>,
     },
     /// Puts another egress policy in force. Answered by [`PolicyReply`].
@@ -43,12 +45,12 @@ pub(crate) enum Request {
         /// The image's absolute path.
         path: PathBuf,
         /// Whether traffic goes on behind the save.
-        #[serde(default)]
         after: After,
         /// What is written, and how.
-        #[serde(default)]
         form: SaveForm,
     },
+    /// Puts an image in place of a paused stack. Answered by [`RestoreSummary`].
+    Restore(RestoreRequest),
     /// Searches an image for this process's keys. Answered by [`CanaryReply`].
     Canary {
         /// The image's absolute path.
@@ -56,13 +58,13 @@ pub(crate) enum Request {
     },
     /// One-way fingerprints of the keys, to compare processes. Answered by [`KeysReply`].
     Keys,
-    /// Lets a held gateway pass traffic. Answered by `null`.
+    /// Lets a paused gateway pass traffic. Answered by [`StatusReply`].
     Resume,
 }
 
 /// What a save writes, and how.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default)]
 pub(crate) struct SaveForm {
     pub(crate) kind: SaveKind,
     /// Flow records as compressed columns. Deltas are never compressed.
@@ -84,6 +86,17 @@ pub(crate) enum SaveKind {
     Delta,
 }
 
+/// The body of a save.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SaveRequest {
+    pub(super) path: PathBuf,
+    #[serde(default)]
+    pub(super) after: After,
+    #[serde(default)]
+    pub(super) form: SaveForm,
+}
+
 /// What a gateway does once it has saved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -102,7 +115,15 @@ pub(crate) enum RunState {
     /// Traffic passes.
     Running,
     /// The links are open but unread, and the stack's time stands still.
-    Held,
+    Paused,
+}
+
+/// What a pause took in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PauseReply {
+    pub(crate) state: RunState,
+    /// Frames that had waited on the links and have passed the stack before it stood still.
+    pub(crate) drained: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -124,9 +145,19 @@ pub(crate) struct RestoreSummary {
     pub(crate) dropped: u64,
     /// TCP streams of the stack itself that go on.
     pub(crate) streams_kept: u64,
-    /// TCP streams of the stack itself that could not be rebuilt; their peers were sent a reset.
+    /// TCP streams of the stack itself that could not be rebuilt, or that a fork has reset.
     pub(crate) streams_reset: u64,
-    /// Which those are, and why.
+    /// TCP streams of the stack itself that a fork has dropped.
+    pub(crate) streams_dropped: u64,
+    /// The fresh id of this restore.
+    pub(crate) instance: String,
+    /// Seconds since the save, where they are known.
+    pub(crate) elapsed_seconds: f64,
+    /// How much of that counts under the time policy.
+    pub(crate) counted_seconds: f64,
+    /// Fragments and packets from or to the outside that a fork has not taken over.
+    pub(crate) waiting_dropped: usize,
+    /// Flows and streams that were reset or dropped, and why; the first thousand.
     pub(crate) resets: Vec<String>,
     /// UDP and ping sockets of the stack itself that go on.
     pub(crate) sockets: usize,
@@ -143,10 +174,19 @@ pub(crate) struct RestoreSummary {
 impl RestoreSummary {
     /// What a report comes to; `restore` and `rehash` are how long it took.
     pub(crate) fn new(report: &RestoreReport, restore: Duration, rehash: Duration) -> Self {
-        let resets = report.streams.iter().filter_map(|stream| match stream.outcome {
+        let streams = report.streams.iter().filter_map(|stream| match stream.outcome {
             StreamOutcome::Reset(fault) => Some(format!("{} to {}: {fault}", stream.local, stream.remote)),
             _ => None,
         });
+        let flows = report.flows.iter().filter_map(|flow| {
+            let (word, cause) = match flow.outcome {
+                FlowOutcome::Reset(cause) => ("reset", cause.to_string()),
+                FlowOutcome::Dropped(cause) => ("dropped", cause.to_string()),
+                _ => return None,
+            };
+            Some(format!("{word} {}: {cause}", tuple(&flow.orig)))
+        });
+        let resets = streams.chain(flows).take(MOST_NAMED);
         Self {
             parent: report.parent.to_string(),
             kept: u64::from(report.kept),
@@ -154,6 +194,11 @@ impl RestoreSummary {
             dropped: u64::from(report.dropped),
             streams_kept: u64::from(report.streams_kept),
             streams_reset: u64::from(report.streams_reset),
+            streams_dropped: u64::from(report.streams_dropped),
+            instance: report.instance.to_string(),
+            elapsed_seconds: report.elapsed.as_secs_f64(),
+            counted_seconds: report.counted.as_secs_f64(),
+            waiting_dropped: report.fragments_dropped.saturating_add(report.waiting_dropped),
             resets: resets.collect(),
             sockets: report.sockets,
             datagrams: report.datagrams,
@@ -178,7 +223,7 @@ impl RestoreSummary {
         let Self { parent, restore_ms, rehash_ms, resets, .. } = self;
         let mut text = format!("restored {parent} in {restore_ms} ms (rehash {rehash_ms} ms): {}", self.outcome());
         for reset in resets {
-            text.push_str("\n  reset: ");
+            text.push_str("\n  ");
             text.push_str(reset);
         }
         text
@@ -186,10 +231,20 @@ impl RestoreSummary {
 
     /// What became of the flows, and of the stack's own streams.
     pub(crate) fn outcome(&self) -> String {
-        let Self { kept, reset, dropped, streams_kept, streams_reset, sockets, datagrams, cookies_lost, .. } = self;
+        let Self { kept, reset, dropped, streams_kept, streams_reset, streams_dropped, .. } = self;
+        let Self { sockets, datagrams, cookies_lost, elapsed_seconds, counted_seconds, waiting_dropped, .. } = self;
         let mut text = format!("flows: {kept} kept, {reset} reset, {dropped} dropped");
-        if streams_kept + streams_reset > 0 {
+        if streams_kept + streams_reset + streams_dropped > 0 {
             text.push_str(&format!("; streams of its own: {streams_kept} kept, {streams_reset} reset"));
+            if *streams_dropped > 0 {
+                text.push_str(&format!(", {streams_dropped} dropped"));
+            }
+        }
+        if *waiting_dropped > 0 {
+            text.push_str(&format!("; {waiting_dropped} packets that waited dropped"));
+        }
+        if *counted_seconds > 0.0 {
+            text.push_str(&format!("; {counted_seconds:.0} of {elapsed_seconds:.0} s count"));
         }
         if *sockets > 0 {
             text.push_str(&format!("; datagram sockets of its own: {sockets} kept, {datagrams} datagrams wait"));
@@ -346,48 +401,10 @@ pub(crate) struct KeysReply {
     pub(crate) fingerprints: Vec<String>,
 }
 
-/// A reply's envelope.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub(super) enum Reply {
-    /// It was done.
-    Done {
-        /// What was asked for.
-        result: Value,
-    },
-    /// It was not.
-    Failed {
-        /// Why, in one line.
-        error: String,
-    },
+fn tuple(tuple: &Tuple) -> String {
+    let Tuple { src, dst, proto, sport, dport } = tuple;
+    format!("protocol {proto} from {src} port {sport} to {dst} port {dport}")
 }
 
-impl Reply {
-    /// A result as one line of JSON.
-    pub(super) fn line(result: Result<Value, String>) -> Option<Vec<u8>> {
-        let reply = match result {
-            Ok(result) => Self::Done { result },
-            Err(error) => Self::Failed { error },
-        };
-        let mut line = serde_json::to_vec(&reply).ok()?;
-        line.push(b'\n');
-        Some(line)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_save_goes_on_unless_told_to_hold() {
-        let request: Request = serde_json::from_str(r#"{"op": "save", "path": "/x"}"#).expect("a request");
-        assert_eq!(request, Request::Save { path: "/x".into(), after: After::GoOn, form: SaveForm::default() });
-    }
-
-    #[test]
-    fn unknown_requests_and_fields_are_refused() {
-        assert!(serde_json::from_str::<Request>(r#"{"op": "explode"}"#).is_err());
-        assert!(serde_json::from_str::<Request>(r#"{"op": "canary", "path": "/x", "extra": 1}"#).is_err());
-    }
-}
+/// An answer is read by people: it does not grow with the table.
+const MOST_NAMED: usize = 1000;

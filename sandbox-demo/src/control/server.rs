@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
-use std::io::Read;
-use std::io::Write;
+use std::io::Read as _;
+use std::io::Write as _;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -19,16 +19,18 @@ use anyhow::Context;
 use hibernet_snapshot::Instant;
 use serde_json::Value;
 
-use super::protocol::Reply;
+use super::http;
+use super::http::Read;
+use super::http::Refused;
 use super::protocol::Request;
 use crate::fault::Fault;
 
 /// What a request came to.
 pub(crate) enum Answer {
     /// The answer is here.
-    Now(Result<Value, String>),
+    Now(Result<Value, Refused>),
     /// Someone else is at work on it and will send it.
-    Later(Receiver<Result<Value, String>>),
+    Later(Receiver<Result<Value, Refused>>),
 }
 
 /// The listening socket and its clients.
@@ -45,7 +47,9 @@ struct Client {
     stream: UnixStream,
     unread: Vec<u8>,
     unsent: Vec<u8>,
-    pending: Option<Receiver<Result<Value, String>>>,
+    pending: Option<Receiver<Result<Value, Refused>>>,
+    /// Nothing follows the present answer.
+    close: bool,
     /// When it last took or gave a byte.
     active: Instant,
     gone: bool,
@@ -95,7 +99,7 @@ impl Drop for SocketFile {
 
 impl Client {
     fn new(stream: UnixStream, now: Instant) -> Self {
-        Self { stream, unread: Vec::new(), unsent: Vec::new(), pending: None, active: now, gone: false }
+        Self { stream, unread: Vec::new(), unsent: Vec::new(), pending: None, close: false, active: now, gone: false }
     }
 
     /// One request at a time: the next is taken once the last answer is on its way.
@@ -105,7 +109,7 @@ impl Client {
         if self.is_idle() {
             self.read(now);
         }
-        while self.is_idle() && self.answer_line(answer) {
+        while self.is_idle() && !self.gone && self.answer_request(answer) {
             self.send(now);
         }
         let stalled = now.saturating_since(self.active) > STALL && !self.unsent.is_empty();
@@ -121,7 +125,7 @@ impl Client {
             match pending.try_recv() {
                 Ok(result) => self.reply(result),
                 Err(TryRecvError::Empty) => return,
-                Err(TryRecvError::Disconnected) => self.reply(Err("the work was given up".to_owned())),
+                Err(TryRecvError::Disconnected) => self.reply(Err("the work was given up".to_owned().into())),
             }
             self.pending = None;
         }
@@ -129,7 +133,7 @@ impl Client {
 
     fn read(&mut self, now: Instant) {
         let mut buffer = [0; 4096];
-        while self.unread.len() <= MAX_REQUEST {
+        while self.unread.len() <= http::MAX_HEAD + http::MAX_BODY {
             match self.stream.read(&mut buffer) {
                 Ok(0) => {
                     self.gone = true;
@@ -149,29 +153,20 @@ impl Client {
         }
     }
 
-    /// Answers the first whole line; false if there is none.
-    fn answer_line(&mut self, answer: &mut impl FnMut(Request) -> Answer) -> bool {
-        let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') else {
-            if self.unread.len() > MAX_REQUEST {
-                self.reply(Err(format!("found a request of more than {MAX_REQUEST} bytes, expected one JSON line")));
-                self.unread.clear();
-                return true;
-            }
-            return false;
-        };
-        let line: Vec<u8> = self.unread.drain(..=end).collect();
-        match answer_to(&line, answer) {
+    /// Answers the first whole request; false if there is none.
+    fn answer_request(&mut self, answer: &mut impl FnMut(Request) -> Answer) -> bool {
+        let Read::Whole { length, request, close } = http::read(&self.unread) else { return false };
+        self.unread.drain(..length);
+        self.close = close;
+        match request.map_or_else(|refused| Answer::Now(Err(refused)), answer) {
             Answer::Now(result) => self.reply(result),
             Answer::Later(pending) => self.pending = Some(pending),
         }
         true
     }
 
-    fn reply(&mut self, result: Result<Value, String>) {
-        match Reply::line(result) {
-            Some(line) => self.unsent = line,
-            None => self.gone = true,
-        }
+    fn reply(&mut self, result: Result<Value, Refused>) {
+        self.unsent = http::answer(&result, self.close);
     }
 
     fn send(&mut self, now: Instant) {
@@ -184,6 +179,7 @@ impl Client {
                 Ok(sent) => {
                     self.unsent.drain(..sent);
                     self.active = now;
+                    self.gone |= self.close && self.unsent.is_empty();
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -218,14 +214,6 @@ pub(super) fn listen(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> 
     Ok((listener, file))
 }
 
-/// What a line asks for, answered.
-pub(super) fn answer_to(line: &[u8], answer: &mut impl FnMut(Request) -> Answer) -> Answer {
-    match serde_json::from_slice::<Request>(line) {
-        Ok(request) => answer(request),
-        Err(error) => Answer::Now(Err(format!("not a request: {error}"))),
-    }
-}
-
 /// Removes a socket nobody answers at; refuses to take a live gateway's.
 fn replace_dead(path: &Path) -> Result<(), Fault> {
     match UnixStream::connect(path) {
@@ -242,8 +230,6 @@ fn replace_dead(path: &Path) -> Result<(), Fault> {
 
 /// More than a person and their scripts need; the longest-connected gives way.
 pub(super) const MAX_CLIENTS: usize = 16;
-/// A request is a word and perhaps a path.
-pub(super) const MAX_REQUEST: usize = 16 * 1024;
 /// A client that takes no byte of its answer for so long is dropped.
 pub(super) const STALL: Duration = Duration::from_secs(10);
 

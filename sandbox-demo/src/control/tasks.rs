@@ -4,16 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use tokio::io::AsyncBufReadExt;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
-use tokio::io::BufReader;
 use tokio::net::UnixListener;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::protocol::Reply;
+use super::http;
+use super::http::Read;
 use super::protocol::Request;
 use super::server;
 use super::server::Answer;
@@ -51,21 +50,24 @@ impl ControlTasks {
 
 /// Answers one request at a time, until the client goes.
 async fn converse(mut client: UnixStream, mut answer: impl FnMut(Request) -> Answer) -> anyhow::Result<()> {
-    let (reader, mut writer) = client.split();
-    let mut reader = BufReader::new(reader);
+    let mut unread = Vec::new();
     loop {
-        let mut line = Vec::new();
-        let most = server::MAX_REQUEST as u64;
-        if (&mut reader).take(most).read_until(b'\n', &mut line).await? == 0 {
-            return Ok(());
-        }
-        let is_whole = line.ends_with(b"\n");
-        let result = match server::answer_to(&line, &mut answer) {
+        let (length, request, close) = loop {
+            if let Read::Whole { length, request, close } = http::read(&unread) {
+                break (length, request, close);
+            }
+            if client.read_buf(&mut unread).await? == 0 {
+                return Ok(());
+            }
+        };
+        unread.drain(..length);
+        let result = match request.map_or_else(|refused| Answer::Now(Err(refused)), &mut answer) {
             Answer::Now(result) => result,
             Answer::Later(pending) => tokio::task::spawn_blocking(move || pending.recv()).await??,
         };
-        let line = Reply::line(result).context("writing an answer")?;
-        timeout(server::STALL, writer.write_all(&line)).await??;
-        anyhow::ensure!(is_whole, "nothing follows a request that is cut off");
+        timeout(server::STALL, client.write_all(&http::answer(&result, close))).await??;
+        if close {
+            return Ok(());
+        }
     }
 }

@@ -10,7 +10,6 @@ use super::watch::Watch;
 use crate::link::Link;
 use crate::link::LinkSpec;
 use crate::netlink::Netlink;
-use crate::offload::switch_off_offloads;
 use crate::peers::Peer;
 use crate::peers::PeerRequest;
 use crate::peers::Progress;
@@ -129,7 +128,6 @@ fn join(peer: &mut Peer, link: &'static str, mac: [u8; 6], wiring: Wiring) -> an
         Wiring::Veth => {
             let mut netlink = Netlink::open()?;
             netlink.add_veth(link, PEER_DEVICE, peer.pid(), mac, scenario::MTU)?;
-            switch_off_offloads(link)?;
             netlink.set_up(link)?;
             Ok((LinkSpec::packet(link), PEER_DEVICE))
         }

@@ -21,6 +21,7 @@ use crate::commands::print;
 use crate::control::Answer;
 use crate::control::ControlTasks;
 use crate::control::EgressReply;
+use crate::control::Refused;
 use crate::control::Request;
 use crate::control::RestoreSummary;
 use crate::fault::Fault;
@@ -100,8 +101,8 @@ async fn serve(
     let mut services = JoinSet::new();
     let (asked, answering) = (net.clone(), egress.clone());
     services.spawn_local(control_tasks.serve(move |request| match request {
-        Request::Policy { text } => Answer::Now(reload(&answering, &text)),
-        Request::Egress => Answer::Now(report(&answering)),
+        Request::Policy { text } => Answer::Now(reload(&answering, &text).map_err(|error| Refused::new(422, error))),
+        Request::Egress => Answer::Now(report(&answering).map_err(Refused::from)),
         request => asked.with_engine(|engine| engine.answer(request)),
     }));
     services.spawn_local(egress.clone().serve());

@@ -224,7 +224,7 @@ fn a_restored_gateway_denies_its_first_frame_under_the_images_policy_or_the_one_
     std::fs::write(&image, bytes).expect("a file");
     for (given, udp_allowed) in [(None, true), (Some(Policy::default()), false)] {
         let mut restored =
-            Engine::restored(&crate::gateway::ImageFiles::from(image.clone()), hibernet_netstack::Supplied::default())
+            Engine::restored(&crate::gateway::RestoreRequest::moved(&image), hibernet_netstack::Supplied::default())
                 .expect("a stack");
         assert!(has_policy(restored.stack().0.rules()));
         if let Some(given) = given {
@@ -253,7 +253,7 @@ fn streams_whose_host_socket_is_gone_are_reset_before_anything_else_and_one_that
     let bytes = stack.save(hibernet_snapshot::GenerationId([1; 16]), now).expect("an image");
     std::fs::write(&image, bytes).expect("a file");
     let mut restored =
-        Engine::restored(&crate::gateway::ImageFiles::from(image.clone()), hibernet_netstack::Supplied::default())
+        Engine::restored(&crate::gateway::RestoreRequest::moved(&image), hibernet_netstack::Supplied::default())
             .expect("a stack");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
     let brought_back: SocketAddr = "198.51.100.8:80".parse().expect("an end");

@@ -118,16 +118,18 @@ impl UdpFlows {
     async fn hear(&self, (guest, to): Ends, flow: &Flow) {
         loop {
             let until = flow.last.get() + self.idle(flow);
-            match timeout_at(until, flow.socket.ready(HEARD)).await {
+            let ready = match timeout_at(until, flow.socket.ready(HEARD)).await {
                 Err(_) if flow.last.get() + self.idle(flow) <= Instant::now() => return,
                 Err(_) => continue,
                 Ok(Err(_)) => return,
-                Ok(Ok(_)) => {}
-            }
+                Ok(Ok(ready)) => ready,
+            };
+            // tokio tries, and forgets, one interest at a time.
+            let interest = if ready.is_error() { Interest::ERROR } else { Interest::READABLE };
             let mut scratch = self.scratch.borrow_mut();
             let received = flow
                 .socket
-                .try_io(HEARD, || Ok(rustix::net::recv(&flow.socket, scratch.as_mut_slice(), RecvFlags::DONTWAIT)?));
+                .try_io(interest, || Ok(rustix::net::recv(&flow.socket, scratch.as_mut_slice(), RecvFlags::DONTWAIT)?));
             match received {
                 Ok((read, _)) => {
                     flow.last.set(Instant::now());

@@ -6,14 +6,9 @@
 use hibernet_netstack::Decoded;
 use hibernet_snapshot::image::SectionId;
 
-use super::images::Content;
-
-/// Adds the application's state behind the stack's.
-pub(super) fn add_to(content: &mut Content, state: Vec<u8>) {
-    match content {
-        Content::Full(frozen) => frozen.add(APPLICATION, VERSION, state),
-        Content::Delta(changes) => changes.add(APPLICATION, VERSION, state),
-    }
+/// Whether an image holds an application's state.
+pub(crate) fn has_application(image: &Decoded) -> bool {
+    image.skipped(APPLICATION).is_some()
 }
 
 /// The application's state in an image, if it has one.
@@ -27,8 +22,8 @@ pub(super) fn section(image: &Decoded) -> anyhow::Result<Option<Vec<u8>>> {
     Ok(Some(section.body.clone()))
 }
 
-const APPLICATION: SectionId = SectionId::new(*b"APPL");
-const VERSION: u16 = 1;
+pub(super) const APPLICATION: SectionId = SectionId::new(*b"APPL");
+pub(super) const VERSION: u16 = 1;
 
 #[cfg(test)]
 mod tests {
@@ -40,6 +35,7 @@ mod tests {
     use hibernet_snapshot::Instant;
     use hibernet_snapshot::image::Limits;
 
+    use super::super::images::Content;
     use super::*;
 
     #[test]
@@ -49,7 +45,7 @@ mod tests {
         let plain = stack.save(entropy.public_id(), Instant::ZERO).expect("an image");
         let frozen = stack.freeze(entropy.public_id(), Instant::ZERO, SaveBuffer::default()).expect("a copy");
         let mut content = Content::Full(Box::new(frozen));
-        add_to(&mut content, b"state".to_vec());
+        content.add(APPLICATION, VERSION, b"state".to_vec());
         let Content::Full(frozen) = &mut content else { panic!("it was full") };
         let mut image = Vec::new();
         let sink = |bytes: &[u8]| -> Result<(), ()> {

@@ -57,6 +57,13 @@ pub(crate) struct SavedLease {
     remaining_ms: u64,
 }
 
+impl SavedLease {
+    /// Lets `gone` of its time pass.
+    pub(crate) fn age(&mut self, gone: Duration) {
+        self.remaining_ms = self.remaining_ms.saturating_sub(u64::try_from(gone.as_millis()).unwrap_or(u64::MAX));
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Lease {
     mac: MacAddr,

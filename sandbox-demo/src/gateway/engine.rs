@@ -1,5 +1,6 @@
 //! The stack with its links and its clock, and what the control socket may ask of it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -9,12 +10,12 @@ use anyhow::Context;
 use hibernet_conntrack::CanaryScan;
 use hibernet_netstack::Checkpoint;
 use hibernet_netstack::Ingress;
+use hibernet_netstack::LinkConfig;
 use hibernet_netstack::LinkId;
 use hibernet_netstack::MacAddr;
 use hibernet_netstack::Medium;
 use hibernet_netstack::NeighbourEntry;
 use hibernet_netstack::RestoreOptions;
-use hibernet_netstack::RestorePolicy;
 use hibernet_netstack::SaveBuffer;
 use hibernet_netstack::Stack;
 use hibernet_netstack::Supplied;
@@ -29,10 +30,11 @@ use super::application;
 use super::config::GatewayConfig;
 use super::events::EventLog;
 use super::images::Content;
-use super::images::ImageFiles;
 use super::images::Written;
 use super::images::show_progress;
 use super::images::threads;
+use super::restoring;
+use super::restoring::RestoreRequest;
 use crate::clock;
 use crate::clock::StackClock;
 use crate::clock::millis;
@@ -47,6 +49,8 @@ use crate::control::LinkReply;
 use crate::control::ListReply;
 use crate::control::NeighbourReply;
 use crate::control::NeighboursReply;
+use crate::control::PauseReply;
+use crate::control::Refused;
 use crate::control::Request;
 use crate::control::RestoreSummary;
 use crate::control::RunState;
@@ -111,8 +115,9 @@ impl Engine {
     }
 
     /// A stack restored from an image, and deltas behind it, under keys of its own, held.
-    pub(crate) fn restored(files: &ImageFiles, supplied: Supplied) -> anyhow::Result<Self> {
+    pub(crate) fn restored(request: &RestoreRequest, supplied: Supplied) -> anyhow::Result<Self> {
         let begun = clock::monotonic();
+        let files = request.files();
         let mut entropy = Entropy::from_os().context("drawing keys")?;
         let clock = held_clock();
         let last = files.paths.last().cloned().unwrap_or_default();
@@ -120,9 +125,9 @@ impl Engine {
         let mut options = RestoreOptions::default().on_threads(threads()).with_progress(&show_progress);
         let decoded = files.open()?;
         let application_state = application::section(&decoded)?;
+        let policy = request.policy(&decoded)?;
         let validated = decoded.validate_with(&mut entropy, clock.now(), &mut options).map_err(refused)?;
         let rehash_begun = clock::monotonic();
-        let policy = RestorePolicy::default();
         let rehashed = validated.rehash_with(entropy.fork(), policy, &mut options).map_err(refused)?;
         let rehash = clock::monotonic().saturating_since(rehash_begun);
         let (stack, report) = rehashed.open(supplied);
@@ -241,7 +246,7 @@ impl Engine {
 
     /// How long until the stack has something to do by itself.
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
-        if self.state == RunState::Held {
+        if self.state == RunState::Paused {
             return None;
         }
         let now = self.clock.now();
@@ -257,7 +262,7 @@ impl Engine {
     /// One turn of the packet loop: some bursts from every link that is ready, then what is due. True if a link may have
     /// more.
     pub(crate) fn turn(&mut self) -> bool {
-        if self.state == RunState::Held {
+        if self.state == RunState::Paused {
             return false;
         }
         let mut more = false;
@@ -304,12 +309,14 @@ impl Engine {
             Request::Save { path, after, form } => return self.save(path, after, &form),
             Request::Canary { path } => self.canary(&path).and_then(|found| reply(&found)),
             Request::Keys => reply(&self.keys()),
+            Request::Pause => reply(&self.pause()),
+            Request::Restore(request) => return Answer::Now(self.restore(&request)),
             Request::Resume => {
                 self.resume();
-                Ok(Value::Null)
+                reply(&self.status())
             }
         };
-        Answer::Now(result.map_err(|error| format!("{error:#}")))
+        Answer::Now(result.map_err(Refused::from))
     }
 
     fn held(stack: Stack, clock: StackClock, entropy: Entropy, restored: Option<RestoreSummary>) -> Self {
@@ -320,7 +327,7 @@ impl Engine {
             burst: Vec::new(),
             buffers: Buffers::default(),
             clock,
-            state: RunState::Held,
+            state: RunState::Paused,
             entropy,
             events: EventLog::default(),
             restored,
@@ -420,14 +427,17 @@ impl Engine {
         let begun = clock::monotonic();
         self.take_written();
         if self.writing.is_some() && form.kind != SaveKind::Full {
-            return Answer::Now(Err("saving: the save before this one is still being written; try again".to_owned()));
+            return Answer::Now(Err(Refused::new(
+                409,
+                "saving: the save before this one is still being written; try again",
+            )));
         }
         // The key comes out of its file, never over the socket.
         let seal_key = form.seal_key.as_ref().or(self.seal_key.as_ref());
         let sealed = seal_key.is_some();
         let seal = match seal_key.map(|path| read_seal_key(path)).transpose() {
             Ok(key) => key.map(|key| (key, self.entropy.fork())),
-            Err(error) => return Answer::Now(Err(format!("saving: {error}"))),
+            Err(error) => return Answer::Now(Err(format!("saving: {error}").into())),
         };
         let paused = clock::monotonic();
         let was = self.state;
@@ -442,17 +452,14 @@ impl Engine {
             Ok(content) => content,
             Err(error) => {
                 self.go_back_to(was);
-                return Answer::Now(Err(format!("saving: {error:#}")));
+                return Answer::Now(Err(format!("saving: {error:#}").into()));
             }
         };
         let pause = clock::monotonic().saturating_since(paused);
         let (kind, compress) = (form.kind, form.compress);
         let (give_back, taken_back) = mpsc::channel();
-        let write = move || -> Result<Value, String> {
-            let written = content
-                .write(&path, compress, seal)
-                .with_context(|| format!("writing {}", path.display()))
-                .map_err(|error| format!("{error:#}"));
+        let write = move || -> Result<Value, Refused> {
+            let written = content.write(&path, compress, seal).with_context(|| format!("writing {}", path.display()));
             let checkpoint = match &written {
                 Ok(Written { checkpoint, digest, .. }) if kind != SaveKind::Full => Some((checkpoint.clone(), *digest)),
                 _ => None,
@@ -468,7 +475,7 @@ impl Engine {
             let (generation, sha256) = (generation.to_string(), digest.to_string());
             let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
             let done = SaveReply { path, generation, flows, bytes, sealed, pause_ms, save_ms, sha256 };
-            reply(&done).map_err(|error| format!("{error:#}"))
+            Ok(reply(&done)?)
         };
         self.writing = Some(taken_back);
         if after == After::Hold {
@@ -505,6 +512,74 @@ impl Engine {
         }
     }
 
+    /// Takes in what waits on the links, so that it is in the next image and not lost with a socket, and stands still. Who
+    /// wants all of what a guest has sent stops the guest first.
+    fn pause(&mut self) -> PauseReply {
+        let mut drained = 0_u64;
+        if self.state == RunState::Running {
+            let now = self.clock.now();
+            for index in 0..self.links.len() {
+                let mut of_link = 0_usize;
+                while of_link < MOST_DRAINED
+                    && let Some((id, link)) = self.links.get_mut(index)
+                {
+                    let left = link.receive_burst(&mut self.burst, &mut self.buffers);
+                    of_link = of_link.saturating_add(self.burst.len());
+                    self.stack.ingress_burst(*id, self.burst.drain(..), now);
+                    self.emit();
+                    if !left {
+                        break;
+                    }
+                }
+                drained = drained.saturating_add(of_link as u64);
+            }
+            self.stack.poll(now);
+            self.emit();
+            self.hold();
+        }
+        PauseReply { state: self.state, drained }
+    }
+
+    /// Puts an image in place of the paused stack, on the same links. Where it cannot be, the stack stays as it is.
+    fn restore(&mut self, request: &RestoreRequest) -> Result<Value, Refused> {
+        if self.state == RunState::Running {
+            return Err(Refused::new(409, "the gateway is running, expected a paused one: PUT /pause first"));
+        }
+        if self.application.is_some() {
+            let error =
+                "programs run on this stack's sockets: start another process from the image (`serve --restore`)";
+            return Err(Refused::new(409, error));
+        }
+        if !request.path.is_absolute() {
+            return Err(Refused::new(
+                400,
+                format!("found the path {}, expected an absolute one", request.path.display()),
+            ));
+        }
+        let refused = |error: anyhow::Error| Refused::new(422, format!("{error:#}"));
+        let heir = Self::restored(request, Supplied::default()).map_err(refused)?;
+        let describe = |link: &LinkConfig| (link.name.clone(), matches!(link.medium, Medium::Ethernet { .. }));
+        let links = |stack: &Stack| stack.links().iter().map(describe).collect::<BTreeSet<_>>();
+        if links(&heir.stack) != links(&self.stack) {
+            let names =
+                |stack: &Stack| stack.links().iter().map(|link| link.name.clone()).collect::<Vec<_>>().join(", ");
+            let (found, expected) = (names(&heir.stack), names(&self.stack));
+            return Err(Refused::new(
+                422,
+                format!("the image has the links {found}, this gateway {expected}, with media"),
+            ));
+        }
+        for (id, link) in &mut self.links {
+            if let Some(new) = heir.stack.link(link.name()) {
+                *id = new;
+            }
+        }
+        let Self { stack, clock, entropy, restored, application_state, .. } = heir;
+        (self.stack, self.clock, self.entropy) = (stack, clock, entropy);
+        (self.restored, self.application_state) = (restored, application_state);
+        Ok(reply(&self.restored)?)
+    }
+
     fn freeze(&mut self, kind: SaveKind, generation: GenerationId, now: Instant) -> anyhow::Result<Content> {
         let application = self.application.as_ref().map(|state| state(now)).transpose()?;
         let mut content = match kind {
@@ -518,15 +593,16 @@ impl Engine {
             }
             SaveKind::Delta => Content::Delta(Box::new(self.stack.freeze_changes(generation, now)?)),
         };
+        content.add(restoring::SAVED_AT, restoring::SAVED_AT_VERSION, restoring::saved_now()?);
         if let Some(state) = application {
-            application::add_to(&mut content, state);
+            content.add(application::APPLICATION, application::VERSION, state);
         }
         Ok(content)
     }
 
     fn hold(&mut self) {
         self.clock.stop();
-        self.state = RunState::Held;
+        self.state = RunState::Paused;
     }
 
     fn go_back_to(&mut self, state: RunState) {
@@ -577,5 +653,7 @@ fn held_clock() -> StackClock {
 
 /// The name of the key that is planted to test the search for keys.
 const PLANTED: &str = "planted";
+/// Most frames that a pause takes in from one link: where nobody has stopped the sender, there is always one more.
+const MOST_DRAINED: usize = 16_384;
 /// Bursts read from one link before the other has its turn.
 const ROUNDS: usize = 2;

@@ -48,7 +48,7 @@ use crate::commands::print;
 use crate::control::ControlTasks;
 use crate::control::RestoreSummary;
 use crate::fault::Fault;
-use crate::gateway::ImageFiles;
+use crate::gateway::RestoreRequest;
 use crate::link::Link;
 use crate::link::LinkSpec;
 use crate::runtime;
@@ -76,7 +76,7 @@ pub(crate) struct GuestOptions {
 pub(crate) enum GuestStart {
     Fresh(GuestPlace),
     /// From an image that `gateway` was saved to; all of [`GuestPlace`] comes with it.
-    Restored(PathBuf),
+    Restored(Box<RestoreRequest>),
 }
 
 /// What a new gateway is.
@@ -151,9 +151,7 @@ async fn run(options: GuestOptions) -> anyhow::Result<Net> {
     let is_restored = matches!(start, GuestStart::Restored(_));
     let (mut engine, mut saved) = match start {
         GuestStart::Fresh(place) => fresh(&place, &link, uplink.as_ref(), forwards.as_deref().unwrap_or_default())?,
-        GuestStart::Restored(image) => {
-            restored::restored(&ImageFiles { paths: vec![image], seal_key: seal_key.clone() })?
-        }
+        GuestStart::Restored(image) => restored::restored(&image)?,
     };
     engine.seal_with(seal_key)?;
     check_links(&saved, &link, uplink.as_ref())?;
@@ -175,6 +173,9 @@ async fn run(options: GuestOptions) -> anyhow::Result<Net> {
     let own = addresses(&mut engine, link.name());
     let lost = if is_restored { Some(restored::sort(&mut engine, saved.dns_pending)) } else { None };
 
+    // Leases are promises to the network, where time may have gone on.
+    let gone = engine.summary().map_or(0.0, |summary| summary.counted_seconds);
+    saved.leases.iter_mut().for_each(|lease| lease.age(Duration::try_from_secs_f64(gone).unwrap_or(Duration::MAX)));
     let now = engine.stack().1;
     let server = saved.dhcp.clone().map(|config| DhcpServer::restored(config, &saved.leases, now));
     let leases = server.iter().flat_map(|server| server.leases(now));

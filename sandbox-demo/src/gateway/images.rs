@@ -26,6 +26,7 @@ use hibernet_snapshot::file::OsFilesystem;
 use hibernet_snapshot::file::write_atomic_with;
 use hibernet_snapshot::image::ImageError;
 use hibernet_snapshot::image::Limits;
+use hibernet_snapshot::image::SectionId;
 use hibernet_snapshot::image::StoredImage;
 use hibernet_snapshot::seal::SealKey;
 use hibernet_snapshot::seal::Sealer;
@@ -51,11 +52,6 @@ impl From<PathBuf> for ImageFiles {
 }
 
 impl ImageFiles {
-    /// The path of the full image, for people.
-    pub(crate) fn name(&self) -> String {
-        self.paths.first().map(|path| path.display().to_string()).unwrap_or_default()
-    }
-
     /// All of it as one decoded image.
     pub(crate) fn open(&self) -> anyhow::Result<Decoded> {
         let mut chain: Option<DeltaChain> = None;
@@ -139,6 +135,14 @@ pub(super) struct Written {
 }
 
 impl Content {
+    /// Adds a section behind the stack's, which a reader may skip.
+    pub(super) fn add(&mut self, id: SectionId, version: u16, body: Vec<u8>) {
+        match self {
+            Self::Full(frozen) => frozen.add(id, version, body),
+            Self::Delta(changes) => changes.add(id, version, body),
+        }
+    }
+
     /// Writes the file: the old one stays until the new one is whole.
     pub(super) fn write(
         &mut self,

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use super::config::GatewayConfig;
 use super::engine::Engine;
-use super::images::ImageFiles;
+use super::restoring::RestoreRequest;
 use crate::clock;
 use crate::commands::print;
 use crate::control::ControlServer;
@@ -31,7 +31,7 @@ pub(crate) enum Start {
     /// A new one with an empty table, from a configuration file.
     Fresh(PathBuf),
     /// One restored from an image, which brings its configuration along.
-    Restored(ImageFiles),
+    Restored(Box<RestoreRequest>),
 }
 
 impl Start {
@@ -132,7 +132,7 @@ fn wait(engine: &mut Engine, server: &ControlServer) -> anyhow::Result<bool> {
     }
 }
 
-fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
+pub(crate) fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
     let stopped = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stopped)).context("watching for signals")?;

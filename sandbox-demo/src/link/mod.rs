@@ -278,7 +278,8 @@ impl Link {
                 }
             };
             debug_assert!(sent <= done && done > 0);
-            for (frame, _) in self.waiting.drain(..done) {
+            for _ in 0..done {
+                let Some((frame, _)) = self.waiting.pop_front() else { break };
                 self.waiting_bytes -= frame.len();
                 buffers.give(frame);
             }
@@ -550,6 +551,39 @@ mod tests {
         assert!(open("tun:g0", ethernet).contains("`--link tap:g0`"));
         assert!(open("tap:g0", Medium::Ip).contains("\"medium\": \"ethernet\""));
         assert_eq!("tap:g0".parse::<LinkSpec>().expect("a device").to_string(), "tap:g0");
+    }
+
+    #[test]
+    fn a_device_that_takes_nothing_lets_so_much_wait_and_the_rest_is_given_up_in_order() {
+        let wire = Wire::default();
+        let mut link = Link::memory("net", &wire);
+        let mut buffers = Buffers::default();
+        let (taken, most) = (1024, MAX_WAITING);
+        for number in 0..taken + most + 50 {
+            link.queue(u64::try_from(number).expect("it fits").to_be_bytes().to_vec(), Offload::NONE, &mut buffers);
+        }
+        link.flush_into(&mut buffers);
+        assert_eq!(link.is_blocked(), Some(RoomWhen::Soon));
+        assert_eq!((link.counts().sent, link.counts().send_drops), (1024, 50));
+        let received: Vec<Vec<u8>> = std::iter::from_fn(|| wire.receive()).collect();
+        link.flush_into(&mut buffers);
+        let rest: Vec<Vec<u8>> = std::iter::from_fn(|| wire.receive()).collect();
+        assert_eq!((link.is_blocked(), rest.len()), (None, most));
+        let numbers =
+            received.iter().chain(&rest).map(|bytes| u64::from_be_bytes(*bytes.first_chunk().expect("eight")));
+        assert!(numbers.eq(0..2048), "in order");
+    }
+
+    #[test]
+    fn super_packets_that_wait_are_bounded_by_their_bytes() {
+        let wire = Wire::default();
+        let mut link = Link::memory("net", &wire);
+        let mut buffers = Buffers::default();
+        for _ in 0..1024 + 200 {
+            link.queue(vec![0; 65_000], Offload::NONE, &mut buffers);
+        }
+        assert!(link.counts().send_drops > 100, "{} given up", link.counts().send_drops);
+        assert!(link.waiting_bytes <= MAX_WAITING_BYTES + 65_000 * BURST);
     }
 
     #[test]

@@ -14,11 +14,11 @@ use rustix::io::Errno;
 use rustix::net::AddressFamily;
 use rustix::net::SocketFlags;
 use rustix::net::SocketType;
+use rustix::net::sockopt;
 
 use super::Buffers;
 use super::LinkCounts;
 use super::Waiting;
-use super::buffers::LONGEST_FRAME;
 use super::ethertype;
 use crate::fault::Fault;
 use crate::fault::errno_fault;
@@ -53,15 +53,17 @@ impl PacketLink {
         let kind = if medium == Medium::Ip && !offload { SocketType::DGRAM } else { SocketType::RAW };
         let socket = rustix::net::socket_with(AddressFamily::PACKET, kind, flags, None)
             .map_err(|errno| errno_fault(format_args!("opening a packet socket on {name}"), errno))?;
-        let (largest, frames) = if offload { (LONGEST_FRAME as u32, LONG_FRAMES) } else { (device.mtu, RING_FRAMES) };
         if offload {
             sys::speak_of_offloads(socket.as_fd()).with_context(|| format!("asking {name} for offloads"))?;
-            // One super-packet would fill the usual buffer. Without the right to more there are more pauses, no errors.
-            if rustix::net::sockopt::set_socket_send_buffer_size_force(&socket, SEND_BUFFER).is_err() {
-                let _less = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER);
+            // Some super-packets fill the usual buffers. Without the right to more, TCP has to go slower.
+            if sockopt::set_socket_send_buffer_size_force(&socket, BUFFER).is_err() {
+                let _less = sockopt::set_socket_send_buffer_size(&socket, BUFFER);
+            }
+            if sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER).is_err() {
+                let _less = sockopt::set_socket_recv_buffer_size(&socket, BUFFER);
             }
         }
-        let ring = PacketRing::attach(socket.as_fd(), largest, frames)
+        let ring = PacketRing::attach(socket.as_fd(), device.mtu, RING_FRAMES, offload)
             .with_context(|| format!("making the receive ring of {name}"))?;
         sys::bind_packet(socket.as_fd(), device.index).with_context(|| format!("binding a packet socket to {name}"))?;
         if let Medium::Ethernet { mac } = medium {
@@ -78,15 +80,24 @@ impl PacketLink {
     }
 
     pub(super) fn offloads(&self) -> LinkOffloads {
-        if self.offload { LinkOffloads::ALL } else { LinkOffloads::default() }
+        match self.offload {
+            true => LinkOffloads { udp: knows_udp_segmentation(), ..LinkOffloads::ALL },
+            false => LinkOffloads::default(),
+        }
     }
 
     /// The next frame, or none if none waits.
     pub(super) fn receive(&mut self, counts: &mut LinkCounts, buffers: &mut Buffers) -> Option<Ingress> {
-        let (offload, whole_frames) = (self.offload, self.whole_frames);
+        let Self { ring, socket, device: _, whole_frames, offload } = self;
         loop {
             let mut read = None;
-            if !self.ring.take(|frame| read = taken(&frame, offload, whole_frames, buffers)) {
+            let take = |frame: RingFrame<'_>| {
+                read = match *offload && frame.truncated {
+                    true => queued(&frame, socket.as_fd(), *whole_frames, buffers),
+                    false => taken(&frame, *offload, *whole_frames, buffers),
+                };
+            };
+            if !ring.take(take) {
                 return None;
             }
             match read {
@@ -130,7 +141,7 @@ impl PacketLink {
 
     /// Takes the socket's error away, so that waiting on it does not end at once for ever.
     pub(super) fn take_error(&self) {
-        let _told = rustix::net::sockopt::socket_error(&self.socket);
+        let _told = sockopt::socket_error(&self.socket);
     }
 
     pub(super) fn overruns(&self) -> u64 {
@@ -145,6 +156,13 @@ impl PacketLink {
         header[12..].copy_from_slice(&ethertype.to_be_bytes());
         header
     }
+}
+
+/// Whether this kernel cuts UDP that a packet socket sends: since 6.2. There is nothing to ask but its version.
+fn knows_udp_segmentation() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|byte: char| !byte.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 2)
 }
 
 /// What a frame in the ring holds for the stack; `None` where that cannot be read.
@@ -170,6 +188,31 @@ fn taken(frame: &RingFrame<'_>, offload: bool, whole_frames: bool, buffers: &mut
         _ => buffer.extend_from_slice(bytes),
     }
     Some(Ingress { frame: buffer, offload: pulled(said, behind as u16) })
+}
+
+/// The frame that the slot holds the beginning of, from the socket's queue.
+fn queued(slot: &RingFrame<'_>, socket: BorrowedFd<'_>, whole_frames: bool, buffers: &mut Buffers) -> Option<Ingress> {
+    if !slot.queued {
+        return None;
+    }
+    let mut vnet = [0; VNET_HEADER];
+    let mut buffer = buffers.take();
+    let read = sys::read_frame(socket, Some(&mut vnet), &mut buffer);
+    let fits = whole_frames || buffer.get(ETHERNET_HEADER..).and_then(ethertype) == Some(slot.ethertype);
+    if read.is_err() || !fits {
+        buffers.give(buffer);
+        return None;
+    }
+    let offload = Offload::from_virtio(&vnet);
+    if !whole_frames {
+        buffer.drain(..ETHERNET_HEADER);
+        return Some(Ingress { frame: buffer, offload: pulled(offload, ETHERNET_HEADER as u16) });
+    }
+    if let Some([stood, tag]) = slot.vlan {
+        let at = ETHERTYPE_AT.min(buffer.len());
+        buffer.splice(at..at, [stood.to_be_bytes(), tag.to_be_bytes()].concat());
+    }
+    Some(Ingress { frame: buffer, offload })
 }
 
 /// The same without as many bytes in front. What then lies before the beginning is for the stack to refuse.
@@ -199,10 +242,8 @@ const ETHERNET_HEADER: usize = 14;
 const ETHERTYPE_AT: usize = 12;
 /// Slots of the receive ring: a fifth of a second at 40,000 datagrams a second, 16 MiB at the usual MTU.
 const RING_FRAMES: usize = 8192;
-/// The same for super-packets: 32 MiB. Each may hold 45 segments of the usual size.
-const LONG_FRAMES: usize = 480;
-/// Room for some super-packets on their way out.
-const SEND_BUFFER: usize = 4 << 20;
+/// Room for some super-packets each way.
+const BUFFER: usize = 4 << 20;
 
 #[cfg(test)]
 mod tests {

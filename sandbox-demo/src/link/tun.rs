@@ -55,7 +55,7 @@ impl TunLink {
         let mut header = [0; VNET_HEADER];
         loop {
             let vnet = self.offloads.checksum.then_some(&mut header);
-            match sys::read_tun(self.tun.as_fd(), vnet, &mut frame) {
+            match sys::read_frame(self.tun.as_fd(), vnet, &mut frame) {
                 Ok(()) if self.frames || ethertype(&frame).is_some() => {
                     return Ok(Ingress { frame, offload: Offload::from_virtio(&header) });
                 }

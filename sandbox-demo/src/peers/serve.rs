@@ -25,7 +25,6 @@ use crate::fault::raise_file_limit;
 use crate::link::make_tun;
 use crate::netlink::Netlink;
 use crate::netns;
-use crate::offload::switch_off_offloads;
 
 /// What an event came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,7 +148,6 @@ impl Service {
             }
             PeerRequest::Network { device, addresses, gateways } => {
                 let mut netlink = Netlink::open()?;
-                switch_off_offloads(&device)?;
                 netlink.set_up("lo")?;
                 netlink.set_up(&device)?;
                 for (address, prefix_len) in addresses {

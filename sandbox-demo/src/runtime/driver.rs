@@ -25,7 +25,7 @@ pub(crate) async fn drive(net: Net) -> anyhow::Result<()> {
             let more = engine.turn();
             let blocked = engine.links().any(|link| link.is_blocked().is_some());
             let longest = if blocked { BLOCKED_WAIT } else { LONGEST_WAIT };
-            (more, engine.state() == RunState::Held, engine.next_deadline().unwrap_or(longest).min(longest))
+            (more, engine.state() == RunState::Paused, engine.next_deadline().unwrap_or(longest).min(longest))
         };
         if more {
             // Streams have their turn between two bursts.

@@ -40,8 +40,8 @@ use crate::fault::Fault;
 use crate::gateway::Engine;
 use crate::gateway::GatewayConfig;
 use crate::gateway::GatewayLink;
-use crate::gateway::ImageFiles;
 use crate::gateway::MediumName;
+use crate::gateway::RestoreRequest;
 use crate::link::Link;
 use crate::link::LinkSpec;
 use crate::runtime;
@@ -68,7 +68,7 @@ pub(crate) struct ServeOptions {
 pub(crate) enum ServeStart {
     Fresh(Place),
     /// From an image that `serve` was saved to; all of [`Place`] comes with it.
-    Restored(ImageFiles),
+    Restored(Box<RestoreRequest>),
 }
 
 /// Where in its network a new server is.
@@ -78,21 +78,32 @@ pub(crate) struct Place {
     pub(crate) mtu: u32,
     pub(crate) http: u16,
     pub(crate) echo: u16,
+    pub(crate) discard: Option<u16>,
+    pub(crate) chargen: Option<u16>,
+    /// Bytes of each buffer of a stream.
+    pub(crate) buffer: u32,
+}
+
+/// Where the services are.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Ports {
+    http: u16,
+    echo: u16,
+    discard: Option<u16>,
+    chargen: Option<u16>,
 }
 
 /// What the services have saved beside the stack.
 #[derive(Serialize, Deserialize)]
 struct Saved {
-    http: u16,
-    echo: u16,
+    ports: Ports,
     sessions: Vec<(StreamId, Session)>,
 }
 
 /// [`Saved`], to be written.
 #[derive(Serialize)]
 struct Saving<'a> {
-    http: u16,
-    echo: u16,
+    ports: Ports,
     sessions: Vec<(&'a StreamId, &'a Session)>,
 }
 
@@ -131,14 +142,20 @@ async fn run(options: ServeOptions) -> anyhow::Result<Net> {
     engine.seal_with(seal_key)?;
     let medium = engine.medium_of(link.name())?;
     engine.attach(Link::open(&link, medium)?)?;
+    let (stack, _) = engine.stack();
+    if let Some(id) = stack.link(link.name()) {
+        // Nothing is routed on here, and no rule counts packets.
+        stack.set_link_coalescing(id, true);
+    }
     engine.check_links()?;
-    let Saved { http, echo, sessions: to_resume } = saved;
+    let Saved { ports, sessions: to_resume } = saved;
+    let Ports { http, echo, .. } = ports;
     let sessions = Sessions::new(root, usize::from(most));
     engine.save_with(Box::new({
         let sessions = sessions.clone();
         move |_| {
             sessions.look(|by_stream| {
-                let saving = Saving { http, echo, sessions: by_stream.iter().collect() };
+                let saving = Saving { ports, sessions: by_stream.iter().collect() };
                 codec::encode(&saving).context("saving what is served")
             })
         }
@@ -156,8 +173,7 @@ async fn run(options: ServeOptions) -> anyhow::Result<Net> {
     for id in net.with_engine(|engine| engine.stack().0.tcp_listeners()) {
         let addr =
             net.with_engine(|engine| engine.stack().0.tcp_listener_addr(id)).context("a listener without address")?;
-        let service = if addr.port() == http { Service::Http } else { Service::Echo };
-        services.spawn_local(sessions.clone().accept(TcpListener::of(&net, id), service));
+        services.spawn_local(sessions.clone().accept(TcpListener::of(&net, id), ports.service(addr.port())));
     }
     for id in net.with_engine(|engine| engine.stack().0.udp_sockets().collect::<Vec<_>>()) {
         services.spawn_local(sessions::echo_datagrams(UdpSocket::of(&net, id), echo));
@@ -197,8 +213,9 @@ async fn run(options: ServeOptions) -> anyhow::Result<Net> {
 
 /// A new stack on the link, closed but for its two services and pings.
 fn fresh(place: &Place, link: &LinkSpec, limits: LocalLimits) -> anyhow::Result<(Engine, Saved)> {
-    let Place { addrs, via, mtu, http, echo } = place;
-    anyhow::ensure!(http != echo, "--http and --echo are both {http}: give one of them another port");
+    let Place { addrs, via, mtu, http, echo, discard, chargen, buffer } = place;
+    let ports = Ports { http: *http, echo: *echo, discard: *discard, chargen: *chargen };
+    ports.check()?;
     let name = link.name().to_owned();
     let medium = if link.is_tap() { MediumName::Ethernet } else { MediumName::Ip };
     let default_route = |via: &IpAddr| Route {
@@ -213,10 +230,13 @@ fn fresh(place: &Place, link: &LinkSpec, limits: LocalLimits) -> anyhow::Result<
     let datagrams = json!({"chain": "input", "match": {"proto": "udp", "dport": echo, "ctstate": ["new"]},
         "action": "accept"});
     let ping = |proto| json!({"chain": "input", "match": {"proto": proto}, "action": "accept"});
-    let rules = json!({"policy": {"input": "drop", "forward": "drop"}, "rules": [
+    let mut rules = json!({"policy": {"input": "drop", "forward": "drop"}, "rules": [
         {"chain": "input", "match": {"ctstate": ["established", "related"]}, "action": "accept"},
-        service(http), service(echo), datagrams, ping("icmp"), ping("icmp6"),
+        datagrams, ping("icmp"), ping("icmp6"),
     ]});
+    if let Some(rules) = rules.get_mut("rules").and_then(serde_json::Value::as_array_mut) {
+        rules.extend(ports.all().map(|(_, port)| service(port)));
+    }
     let mut config = GatewayConfig {
         links: vec![GatewayLink { name: name.clone(), mtu: *mtu, addrs: addrs.clone(), medium, mac: None }],
         routes: via.iter().map(default_route).collect(),
@@ -231,27 +251,64 @@ fn fresh(place: &Place, link: &LinkSpec, limits: LocalLimits) -> anyhow::Result<
     };
     config.settle_macs(core::slice::from_ref(link))?;
     let mut engine = Engine::fresh(&config)?;
+    let stream = StreamOptions { receive_buffer: *buffer, send_buffer: *buffer, ..StreamOptions::default() };
     let listen = ListenOptions {
-        stream: StreamOptions { keepalive: Some(KEEPALIVE), user_timeout: Some(GIVE_UP), ..StreamOptions::default() },
+        stream: StreamOptions { keepalive: Some(KEEPALIVE), user_timeout: Some(GIVE_UP), ..stream },
         ..ListenOptions::default()
     };
-    for port in [http, echo] {
+    for (_, port) in ports.all() {
         let (stack, _) = engine.stack();
-        stack.tcp_listen(IpAddr::from([0_u16; 8]), *port, listen).with_context(|| format!("port {port}"))?;
+        stack.tcp_listen(IpAddr::from([0_u16; 8]), port, listen).with_context(|| format!("port {port}"))?;
     }
     engine.stack().0.udp_bind(IpAddr::from([0_u16; 8]), *echo).with_context(|| format!("port {echo}"))?;
-    Ok((engine, Saved { http: *http, echo: *echo, sessions: Vec::new() }))
+    Ok((engine, Saved { ports, sessions: Vec::new() }))
 }
 
-fn restored(image: &ImageFiles, limits: LocalLimits) -> anyhow::Result<(Engine, Saved)> {
-    let mut engine = Engine::restored(image, Supplied { local: limits, ..Supplied::default() })?;
+fn restored(request: &RestoreRequest, limits: LocalLimits) -> anyhow::Result<(Engine, Saved)> {
+    let mut engine = Engine::restored(request, Supplied { local: limits, ..Supplied::default() })?;
     let foreign = || {
-        let what = format!("the image {} holds no server", image.name());
+        let what = format!("the image {} holds no server", request.path.display());
         Fault::new(what, "give one that was saved from `sandbox-demo serve`; a gateway's is for `restore`")
     };
     let state = engine.application_state().ok_or_else(foreign)?;
     let saved = codec::decode(&state, &Limits::default()).context("reading what was served")?;
     Ok((engine, saved))
+}
+
+impl Ports {
+    /// The services that are offered, with their ports.
+    fn all(self) -> impl Iterator<Item = (Service, u16)> {
+        let Self { http, echo, discard, chargen } = self;
+        let always = [(Service::Http, http), (Service::Echo, echo)];
+        let asked_for = [(Service::Discard, discard), (Service::Chargen, chargen)];
+        always.into_iter().chain(asked_for.into_iter().filter_map(|(service, port)| Some((service, port?))))
+    }
+
+    fn service(self, port: u16) -> Service {
+        self.all().find(|(_, own)| *own == port).map_or(Service::Echo, |(service, _)| service)
+    }
+
+    /// Two services cannot share a port.
+    fn check(self) -> anyhow::Result<()> {
+        for (at, (service, port)) in self.all().enumerate() {
+            if let Some((other, _)) = self.all().skip(at + 1).find(|(_, other)| *other == port) {
+                let (one, other) = (service.option(), other.option());
+                anyhow::bail!("{one} and {other} are both {port}: give one of them another port");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Service {
+    fn option(self) -> &'static str {
+        match self {
+            Self::Http => "--http",
+            Self::Echo => "--echo",
+            Self::Discard => "--discard",
+            Self::Chargen => "--chargen",
+        }
+    }
 }
 
 impl Ready<'_> {

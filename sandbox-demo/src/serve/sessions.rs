@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use hibernet_netstack::TcpStream as StreamId;
@@ -30,6 +31,8 @@ use crate::runtime::UdpSocket;
 pub(super) enum Service {
     Http,
     Echo,
+    Discard,
+    Chargen,
 }
 
 /// All that a service knows of one stream. A task changes it in the same poll in which it takes bytes from the stream or
@@ -38,6 +41,9 @@ pub(super) enum Service {
 pub(super) enum Session {
     Http(Exchange),
     Echo(Echo),
+    Discard,
+    /// How far the characters have come.
+    Chargen(u64),
 }
 
 /// A stream whose bytes go back.
@@ -49,19 +55,19 @@ pub(super) struct Echo {
     over: bool,
 }
 
-/// Both services with their streams.
+/// All services with their streams.
 #[derive(Clone)]
 pub(super) struct Sessions {
     root: Rc<Root>,
     by_stream: Rc<RefCell<BTreeMap<StreamId, Session>>>,
-    /// How many connections each service may still accept: one cannot take the other's places.
-    places: [Arc<Semaphore>; 2],
+    /// How many connections each service may still accept: one cannot take another's places.
+    places: [Arc<Semaphore>; 4],
 }
 
 impl Sessions {
     pub(super) fn new(root: Root, most: usize) -> Self {
         let places = || Arc::new(Semaphore::new(most));
-        Self { root: Rc::new(root), by_stream: Rc::default(), places: [places(), places()] }
+        Self { root: Rc::new(root), by_stream: Rc::default(), places: [places(), places(), places(), places()] }
     }
 
     /// Calls `look` with all sessions.
@@ -77,6 +83,8 @@ impl Sessions {
             let session = match service {
                 Service::Http => Session::Http(Exchange::default()),
                 Service::Echo => Session::Echo(Echo::default()),
+                Service::Discard => Session::Discard,
+                Service::Chargen => Session::Chargen(0),
             };
             self.start(stream, session, Some(place));
         }
@@ -89,10 +97,12 @@ impl Sessions {
     }
 
     fn places(&self, service: Service) -> &Arc<Semaphore> {
-        let [http, echo] = &self.places;
+        let [http, echo, discard, chargen] = &self.places;
         match service {
             Service::Http => http,
             Service::Echo => echo,
+            Service::Discard => discard,
+            Service::Chargen => chargen,
         }
     }
 
@@ -110,8 +120,8 @@ impl Sessions {
 
     async fn serve(&self, stream: &mut TcpStream, service: Service) -> io::Result<()> {
         let mut file = None;
-        let mut buffer = [0; READ];
-        let patience = if service == Service::Http { REQUEST_TIME } else { ECHO_IDLE };
+        let mut buffer = vec![0; if service == Service::Discard { BULK } else { READ }];
+        let patience = if service == Service::Http { REQUEST_TIME } else { IDLE };
         let mut until = Instant::now() + patience;
         loop {
             match self.change(stream, |session| session.next(&self.root, &mut file))? {
@@ -130,7 +140,7 @@ impl Sessions {
                     if self.change(stream, |session| Ok(session.received(received)))? {
                         break;
                     }
-                    if service == Service::Echo {
+                    if service != Service::Http {
                         until = Instant::now() + patience;
                     }
                 }
@@ -159,6 +169,8 @@ impl Session {
         match self {
             Self::Http(_) => Service::Http,
             Self::Echo(_) => Service::Echo,
+            Self::Discard => Service::Discard,
+            Self::Chargen(_) => Service::Chargen,
         }
     }
 
@@ -167,7 +179,8 @@ impl Session {
             Self::Http(exchange) => exchange.next(root, file),
             Self::Echo(Echo { unsent, .. }) if !unsent.is_empty() => Ok(Next::Send(unsent.clone())),
             Self::Echo(Echo { over: true, .. }) => Ok(Next::Close),
-            Self::Echo(_) => Ok(Next::Receive),
+            Self::Echo(_) | Self::Discard => Ok(Next::Receive),
+            Self::Chargen(at) => Ok(Next::Send(characters(*at))),
         }
     }
 
@@ -175,6 +188,8 @@ impl Session {
         match self {
             Self::Http(exchange) => exchange.sent(bytes),
             Self::Echo(Echo { unsent, .. }) => drop(unsent.drain(..bytes.min(unsent.len()))),
+            Self::Chargen(at) => *at += bytes as u64,
+            Self::Discard => {}
         }
     }
 
@@ -186,9 +201,21 @@ impl Session {
                 echo.unsent.extend_from_slice(bytes);
                 echo.over = bytes.is_empty();
             }
+            Self::Discard | Self::Chargen(_) => {}
         }
         bytes.is_empty()
     }
+}
+
+/// The characters of the character generator (RFC 864) from the one at that place on: lines of 72, each begins one further in
+/// the 95 that can be printed.
+fn characters(at: u64) -> Vec<u8> {
+    static LINES: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let line = |first: u8| (0..72).map(move |at| b' ' + (first + at) % 95).chain(*b"\r\n");
+        (0..95).flat_map(line).cycle().take(95 * 74 + BULK).collect()
+    });
+    let at = usize::try_from(at % (95 * 74)).unwrap_or(0);
+    LINES.get(at..at + BULK).unwrap_or_default().to_vec()
 }
 
 /// Sends every datagram back, for ever. It goes back in the same poll, so that there is nothing to be saved.
@@ -206,10 +233,12 @@ pub(super) async fn echo_datagrams(socket: UdpSocket, port: u16) -> anyhow::Resu
 
 /// Taken from a stream at once.
 const READ: usize = 4096;
+/// Taken or given at once where nothing else is done with it.
+const BULK: usize = 1 << 16;
 /// For a request to come, and between two of them.
 const REQUEST_TIME: Duration = Duration::from_secs(15);
-/// An echo stream without a word for so long is closed.
-const ECHO_IDLE: Duration = Duration::from_secs(300);
+/// Another stream without a word for so long is closed.
+const IDLE: Duration = Duration::from_secs(300);
 /// For a peer to make room.
 const STALL: Duration = Duration::from_secs(60);
 /// For a peer to end its side behind ours.

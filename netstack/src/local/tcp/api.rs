@@ -3,7 +3,7 @@
 use core::net::{IpAddr, SocketAddr};
 use core::task::Waker;
 
-use hibernet_conntrack::{ProtocolState, TcpState, Tuple, Zone, proto};
+use hibernet_conntrack::{ProtocolState, TcpState, Zone};
 use hibernet_snapshot::{Instant, Snapshot};
 use smoltcp::socket::tcp::State;
 
@@ -58,7 +58,8 @@ impl Stack {
         self.settle(now);
     }
 
-    /// Opens a connection. A drop of its SYN is no error: the connection times out, as in the kernel.
+    /// Opens a connection. A drop of its SYN is no error: the connection times out, as in the kernel. An ICMP error that says
+    /// that the peer cannot be reached ends it ([`StreamError::Unreachable`]).
     ///
     /// `from` is this end; without it, the address that speaks to `remote` and a port nobody can guess.
     pub fn tcp_connect(
@@ -77,7 +78,13 @@ impl Stack {
             return Err(LocalError::PortZero);
         }
         let local = match from {
-            Some(from) if is_own(&self.links, from.ip()) => from,
+            Some(from) if is_own(&self.links, from.ip()) => {
+                let is_reachable = self.routes.output(&self.links, from.ip(), remote.ip()).is_some();
+                if from.is_ipv4() == remote.is_ipv4() && !is_reachable {
+                    return Err(LocalError::NoRoute { remote: remote.ip() });
+                }
+                from
+            }
             Some(from) => return Err(LocalError::NoRoute { remote: from.ip() }),
             None => self.ephemeral_end(remote)?,
         };
@@ -234,10 +241,7 @@ impl Stack {
     /// The last number this host has sent between two ends, if connection tracking remembers a connection that is over: the
     /// next one's numbers start behind it.
     fn last_number(&self, ends: &Ends) -> Option<Seq> {
-        let Ends { local, remote } = ends;
-        let (src, sport, dst, dport) = (local.ip(), local.port(), remote.ip(), remote.port());
-        let tuple = Tuple { src, dst, sport, dport, proto: proto::TCP };
-        let (handle, direction) = self.conntrack.find(&tuple, Zone::default())?;
+        let (handle, direction) = self.conntrack.find(&ends.tuple(), Zone::default())?;
         let ProtocolState::Tcp(track) = self.conntrack.flow(handle)?.protocol else { return None };
         let [original, reply] = track.sides;
         let own = if direction == hibernet_conntrack::Direction::Original { original } else { reply };

@@ -57,6 +57,8 @@ pub(super) struct Connection {
     pub(super) filed: bool,
     /// When it is queued to be looked at.
     pub(super) queued: Option<Instant>,
+    /// What is told instead of a timeout, as long as nothing is heard of the peer.
+    pub(super) doubt: Option<StreamError>,
     /// Why it ended, where it did not end in order.
     pub(super) failure: Option<StreamError>,
 }
@@ -139,6 +141,7 @@ impl Connection {
             touched: false,
             filed: true,
             queued: None,
+            doubt: None,
             failure: None,
         };
         connection.apply_options();
@@ -250,6 +253,7 @@ impl Connection {
         let acknowledged = self.una(after);
         let is_acknowledged = acknowledged != una;
         if is_acknowledged {
+            self.doubt = None;
             self.trip.acknowledged(acknowledged, self.shim.echo_age(head, now), now);
             if self.shim.uncovers(self.base) {
                 self.repeat_first(out, now);
@@ -311,7 +315,7 @@ impl Connection {
     /// be told, with the reset the socket sends next.
     pub(super) fn lose_patience(&mut self, now: Instant) -> bool {
         let Some((wait, _)) = self.patience.filter(|(_, until)| *until <= now) else { return false };
-        self.failure = Some(StreamError::TimedOut);
+        self.failure = self.doubt.or(Some(StreamError::TimedOut));
         self.patience = None;
         self.socket().abort();
         wait == Wait::Handshake

@@ -414,7 +414,7 @@ impl EndImage {
         match failure {
             StreamError::Refused => Some(Self::Refused),
             StreamError::Reset => Some(Self::Reset),
-            StreamError::TimedOut => Some(Self::TimedOut),
+            StreamError::TimedOut | StreamError::Unreachable { .. } => Some(Self::TimedOut),
             StreamError::WouldBlock | StreamError::BrokenPipe | StreamError::NoSuchStream => None,
         }
     }

@@ -20,7 +20,9 @@ mod seq;
 mod shim;
 #[cfg(test)]
 mod tests;
+mod unreachable;
 
+use core::net::IpAddr;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hashbrown::HashTable;
@@ -46,8 +48,10 @@ pub(crate) use self::segment::Ends;
 use self::segment::{Head, words};
 use self::seq::Seq;
 use self::shim::Shim;
+use super::error::unreachable;
 use super::{ANY, Local, Sent, Wire};
 use crate::drop_reason::DropReason;
+use crate::stack::Errno;
 
 /// A TCP stream of this host. An id is never used twice, and stays valid through a restore: an embedder may save it beside
 /// what it knows of the stream.
@@ -74,12 +78,36 @@ pub enum StreamError {
     /// The peer has not answered for too long (`ETIMEDOUT`).
     #[error("connection timed out")]
     TimedOut,
+    /// An ICMP error says that the peer cannot be reached: `EHOSTUNREACH`, or what else a kernel's socket would be told
+    /// ([`StreamError::errno`]). Over a restore it becomes [`StreamError::TimedOut`].
+    #[error("{}: {by} says that the peer is unreachable, code {code}", self.errno().name())]
+    Unreachable {
+        /// Who sent the error.
+        by: IpAddr,
+        /// Code of the error (RFC 792; RFC 4443, section 3.1).
+        code: u8,
+    },
     /// This side has been shut down for writing (`EPIPE`).
     #[error("broken pipe")]
     BrokenPipe,
     /// The id names no stream: it is closed (`EBADF`).
     #[error("no such stream")]
     NoSuchStream,
+}
+
+impl StreamError {
+    /// What a socket of the kernel would report.
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::WouldBlock => Errno::Again,
+            Self::Refused => Errno::ConnectionRefused,
+            Self::Reset => Errno::ConnectionReset,
+            Self::TimedOut => Errno::TimedOut,
+            Self::Unreachable { by, code } => unreachable(*by, *code),
+            Self::BrokenPipe => Errno::BrokenPipe,
+            Self::NoSuchStream => Errno::BadDescriptor,
+        }
+    }
 }
 
 /// Who took a segment.

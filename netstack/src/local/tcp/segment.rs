@@ -4,6 +4,7 @@
 
 use core::net::{IpAddr, SocketAddr};
 
+use hibernet_conntrack::{Tuple, proto};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{IpProtocol, TcpPacket, TcpRepr};
 
@@ -15,6 +16,15 @@ use crate::reject::{V4_HEADER, V6_HEADER, header};
 pub(crate) struct Ends {
     pub(crate) local: SocketAddr,
     pub(crate) remote: SocketAddr,
+}
+
+impl Ends {
+    /// The tuple of what this host sends.
+    pub(crate) const fn tuple(&self) -> Tuple {
+        let Self { local, remote } = self;
+        let (src, sport, dst, dport) = (local.ip(), local.port(), remote.ip(), remote.port());
+        Tuple { src, dst, sport, dport, proto: proto::TCP }
+    }
 }
 
 /// What a segment says.

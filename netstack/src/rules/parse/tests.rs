@@ -7,6 +7,8 @@ fn every_spelling_is_read_and_read_back_from_what_is_written() {
         r#""drop""#,
         r#""reject""#,
         r#""reject-tcp""#,
+        r#""reject-admin""#,
+        r#""tproxy""#,
         r#""notrack""#,
         r#""masquerade""#,
         r#""masquerade fully-random""#,

@@ -25,6 +25,12 @@ fn an_action_stands_only_where_its_hook_and_chain_can_take_it() {
         ("forward", r#""reject""#, true),
         ("raw_prerouting", r#""reject-tcp""#, true),
         ("mangle_postrouting", r#""reject""#, false),
+        ("input", r#""reject-admin""#, true),
+        ("srcnat", r#""reject-admin""#, false),
+        ("mangle_prerouting", r#""tproxy""#, true),
+        ("raw_prerouting", r#""tproxy""#, false),
+        ("input", r#""tproxy""#, false),
+        ("dstnat", r#""tproxy""#, false),
         ("forward", r#"{"ctmark":1}"#, true),
     ] {
         let found = verdict(&format!(r#"[{{"chain":"{chain}","action":{action}}}]"#));

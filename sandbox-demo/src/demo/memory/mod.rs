@@ -32,7 +32,7 @@ use crate::control::SaveForm;
 use crate::control::StatusReply;
 use crate::gateway::Engine;
 use crate::gateway::GatewayConfig;
-use crate::gateway::ImageFiles;
+use crate::gateway::RestoreRequest;
 use crate::link::Link;
 use crate::link::Wire;
 use crate::peers::PeerReport;
@@ -66,7 +66,7 @@ fn carry(dir: &Path, watch: &Watch) -> anyhow::Result<Carried> {
         let canary = ask(&mut engine, Request::Canary { path: image.clone() })?;
         drop(engine);
 
-        engine = Engine::restored(&ImageFiles::from(image), Supplied::default())?;
+        engine = Engine::restored(&RestoreRequest::moved(&image), Supplied::default())?;
         memory.attach(&mut engine)?;
         let list_equal = ask::<ListReply>(&mut engine, Request::List)? == listed;
         let status: StatusReply = ask(&mut engine, Request::Status)?;
@@ -195,7 +195,8 @@ fn ask<T: DeserializeOwned>(engine: &mut Engine, request: Request) -> anyhow::Re
         Answer::Now(result) => result,
         Answer::Later(result) => result.recv().context("waiting for the gateway's answer")?,
     };
-    serde_json::from_value(result.map_err(anyhow::Error::msg)?).context("reading the gateway's answer")
+    serde_json::from_value(result.map_err(|refused| anyhow::Error::msg(refused.error))?)
+        .context("reading the gateway's answer")
 }
 
 /// Streams of the smaller demonstration.

@@ -14,7 +14,7 @@ use super::Saved;
 use crate::control::RunState;
 use crate::fault::Fault;
 use crate::gateway::Engine;
-use crate::gateway::ImageFiles;
+use crate::gateway::RestoreRequest;
 use crate::gateway::dhcp;
 use crate::gateway::dns;
 use crate::runtime::Net;
@@ -55,10 +55,10 @@ impl Lost {
 }
 
 /// The stack and the gateway's state from an image.
-pub(super) fn restored(image: &ImageFiles) -> anyhow::Result<(Engine, Saved)> {
-    let mut engine = Engine::restored(image, Supplied::default())?;
+pub(super) fn restored(request: &RestoreRequest) -> anyhow::Result<(Engine, Saved)> {
+    let mut engine = Engine::restored(request, Supplied::default())?;
     let foreign = || {
-        let what = format!("the image {} holds no guest's gateway", image.name());
+        let what = format!("the image {} holds no guest's gateway", request.path.display());
         Fault::new(what, "give one that was saved from `sandbox-demo gateway`; others are for `restore` and `serve`")
     };
     let state = engine.application_state().ok_or_else(foreign)?;

@@ -26,7 +26,7 @@ fn lines(bytes: usize) -> Vec<Line> {
 }
 
 /// Reads at random places, each of which is known before the last read is back.
-fn random_line_ns(lines: &mut Vec<Line>, seed: u64) -> f64 {
+fn random_line_ns(lines: &[Line], seed: u64) -> f64 {
     let count = lines.len() as u64;
     let (taken, _) = timed(|| {
         (0..READS).fold(0_u64, |sum, read| {

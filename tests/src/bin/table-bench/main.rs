@@ -1,15 +1,12 @@
 //! How fast the flow table is: beside the maps a program could use in its place, and beside what the machine can do at all.
 
-#![expect(
-    clippy::disallowed_methods,
-    clippy::disallowed_types,
-    reason = "a benchmark reads clocks, and the peers are the maps that the libraries may not use"
-)]
+#![expect(clippy::disallowed_types, reason = "the peers are the maps that the libraries may not use")]
 
 mod figures;
 mod limits;
 mod machine;
 mod ours;
+mod own;
 mod packets;
 mod peers;
 mod report;
@@ -45,7 +42,7 @@ static ALLOCATOR: HugePages = HugePages;
 ///   rehash  every tuple is filed under another key, as after a restore
 ///
 /// Ratios within a run say more than nanoseconds: run it on a quiet machine, and never with another one beside it.
-#[derive(Parser, Clone, Copy)]
+#[derive(Parser)]
 #[command(name = "table-bench", verbatim_doc_comment)]
 struct Arguments {
     /// Flows in the table, of all threads together: 1 to 6000000.
@@ -60,6 +57,9 @@ struct Arguments {
     /// Print one JSON object and no table.
     #[arg(long)]
     json: bool,
+    /// Print the bytes a flow takes in one table, and nothing else.
+    #[arg(long, value_name = "TABLE", hide = true, value_parser = own::NAMES)]
+    memory_of: Option<String>,
 }
 
 /// What is measured, for one family of addresses.
@@ -87,9 +87,13 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<()> {
-    let Arguments { flows, v6, threads, json } = arguments;
+    let Arguments { flows, v6, threads, json, memory_of } = arguments;
     let plan = Plan { flows: flows as usize, threads: threads as usize };
     check(plan, v6)?;
+    if let Some(name) = memory_of {
+        println!("{}", if v6 { own::bytes_here::<V6>(plan, &name)? } else { own::bytes_here::<V4>(plan, &name)? });
+        return Ok(());
+    }
     let figures = if v6 { measured::<V6>(plan)? } else { measured::<V4>(plan)? };
     let mut out = std::io::stdout().lock();
     match json {

@@ -12,10 +12,10 @@ use hibernet_snapshot::image::Limits;
 use hibernet_snapshot::{Entropy, Instant, Snapshot};
 
 use crate::figures::Ours;
-use crate::machine::{ROUNDS, bytes_per_flow, cpu_time, median, median_ms, timed, together};
+use crate::machine::{ROUNDS, cpu_time, median, median_ms, timed, together};
 use crate::packets::{self, ACK, Content, SYN, SYN_ACK};
 use crate::tuples::{Family, shuffle, tuples};
-use crate::{Plan, progress};
+use crate::{Plan, own, progress};
 
 /// Bytes that the packets of one thread walk over: index and entries of its table.
 pub(crate) fn bytes_walked<F: Family>(plan: Plan) -> usize {
@@ -24,8 +24,8 @@ pub(crate) fn bytes_walked<F: Family>(plan: Plan) -> usize {
 
 pub(crate) fn measured<F: Family>(plan: Plan) -> Result<Ours> {
     progress("our table: memory");
-    let all = tuples::<F>(0, plan.flows);
-    let bytes_per_flow = bytes_per_flow(plan.flows, || filled::<F>(&all))?;
+    let bytes_per_flow = own::bytes::<F>(plan, "ours")?;
+    let all = flows::<F>(plan);
     progress("our table: new flows");
     let insert_batch_ns = inserts::<F>(plan, true)?;
     let insert_single_ns = inserts::<F>(plan, false)?;
@@ -76,6 +76,11 @@ pub(crate) fn measured<F: Family>(plan: Plan) -> Result<Ours> {
     })
 }
 
+/// All flows.
+pub(crate) fn flows<F: Family>(plan: Plan) -> Vec<Tuple> {
+    tuples::<F>(0, plan.flows)
+}
+
 /// Makes a worker for each thread, of its share of the flows.
 fn shares<F: Family, W>(plan: Plan, make: impl Fn(Vec<Tuple>) -> Result<W>) -> Result<Vec<W>> {
     (0..plan.threads).map(|thread| make(tuples::<F>(thread * plan.share(), plan.share()))).collect()
@@ -94,7 +99,7 @@ fn empty<F: Family>(flows: usize) -> Conntrack {
 }
 
 /// A table with these flows, which entered it in random order.
-fn filled<F: Family>(flows: &[Tuple]) -> Conntrack {
+pub(crate) fn filled<F: Family>(flows: &[Tuple]) -> Conntrack {
     let mut order = flows.to_vec();
     shuffle(&mut order, 1);
     let mut table = empty::<F>(flows.len());

@@ -18,7 +18,7 @@ use self::maps::{Foldhash, Own, Std};
 use crate::figures::{Peer, Peers};
 use crate::machine::{ROUNDS, bytes_per_flow, median, median_ms, timed, together};
 use crate::tuples::{Family, shuffle, tuples};
-use crate::{Plan, progress};
+use crate::{Plan, own, progress};
 
 /// What a peer keeps of a flow.
 pub(crate) type Entry = [u64; 8];
@@ -54,37 +54,54 @@ fn flows_of<K: Copy>(tuples: impl Iterator<Item = (K, u32)>, entries: &[Entry]) 
 
 pub(crate) fn measured<F: Family>(plan: Plan) -> Result<Peers> {
     Ok(Peers {
-        std_hashmap: peer::<F, Own<Std<F::Key>>>(plan, "std HashMap")?,
-        hashbrown_foldhash: peer::<F, Own<Foldhash<F::Key>>>(plan, "hashbrown + foldhash")?,
-        dashmap: peer::<F, Dash<F::Key>>(plan, "DashMap")?,
-        gvisor_layout: peer::<F, Chained<F::Key>>(plan, "gVisor's layout")?,
+        std_hashmap: peer::<F, Own<Std<F::Key>>>(plan, "std_hashmap")?,
+        hashbrown_foldhash: peer::<F, Own<Foldhash<F::Key>>>(plan, "hashbrown_foldhash")?,
+        dashmap: peer::<F, Dash<F::Key>>(plan, "dashmap")?,
+        gvisor_layout: peer::<F, Chained<F::Key>>(plan, "gvisor_layout")?,
     })
+}
+
+/// Bytes in memory for a flow of the peer of that name.
+pub(crate) fn bytes_here<F: Family>(plan: Plan, name: &str) -> Result<f64> {
+    fn of<F: Family, T: Table<F::Key>>(plan: Plan) -> Result<f64> {
+        let all = keys::<F>(0, plan.flows);
+        bytes_per_flow(plan.flows, || alone::<F, T>(plan, &all))
+    }
+    match name {
+        "std_hashmap" => of::<F, Own<Std<F::Key>>>(plan),
+        "hashbrown_foldhash" => of::<F, Own<Foldhash<F::Key>>>(plan),
+        "dashmap" => of::<F, Dash<F::Key>>(plan),
+        _ => of::<F, Chained<F::Key>>(plan),
+    }
+}
+
+/// Both tuples of flows.
+fn keys<F: Family>(first: usize, count: usize) -> Vec<[F::Key; 2]> {
+    let inverted = tuples::<F>(first, count).into_iter().filter_map(|tuple| Some((tuple, tuple.inverted()?)));
+    inverted.map(|(orig, reply)| [F::key(&orig), F::key(&reply)]).collect()
+}
+
+/// A table of one thread with these flows.
+fn alone<F: Family, T: Table<F::Key>>(plan: Plan, flows: &[[F::Key; 2]]) -> Vec<T> {
+    let mut table = T::for_threads(1, plan.flows);
+    for both in flows {
+        table[0].fill(both);
+    }
+    table
 }
 
 fn peer<F: Family, T: Table<F::Key>>(plan: Plan, name: &str) -> Result<Peer> {
     progress(&format!("{name}: memory"));
-    let keys = |first, count| -> Vec<[F::Key; 2]> {
-        let inverted = tuples::<F>(first, count).into_iter().filter_map(|tuple| Some((tuple, tuple.inverted()?)));
-        inverted.map(|(orig, reply)| [F::key(&orig), F::key(&reply)]).collect()
-    };
-    let all = keys(0, plan.flows);
-    let alone = || -> Vec<T> {
-        let mut table = T::for_threads(1, plan.flows);
-        for both in &all {
-            table[0].fill(both);
-        }
-        table
-    };
-    let bytes_per_flow = bytes_per_flow(plan.flows, alone)?;
+    let bytes_per_flow = own::bytes::<F>(plan, name)?;
     progress(&format!("{name}: new flows, look-ups"));
     let tables = T::for_threads(plan.threads, plan.flows);
-    let share = |(thread, table)| Worker { table, keys: keys(thread * plan.share(), plan.share()) };
+    let share = |(thread, table)| Worker { table, keys: keys::<F>(thread * plan.share(), plan.share()) };
     let mut workers: Vec<_> = tables.into_iter().enumerate().map(share).collect();
     let insert_ns = finite(inserts::<F, T>(&mut workers), "a new flow was refused")?;
     let lookup_ns = finite(lookups::<F, T>(&mut workers), "a flow was not found")?;
     drop(workers);
     progress(&format!("{name}: save, restore"));
-    let table = alone();
+    let table: Vec<T> = alone::<F, T>(plan, &keys::<F>(0, plan.flows));
     let save = || -> Result<Vec<u8>> {
         let record =
             |(both, entry): ([F::Key; 2], Entry)| Record { both: both.map(|key| OwnedKey::of(key.as_ref())), entry };

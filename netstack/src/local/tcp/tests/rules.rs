@@ -324,3 +324,55 @@ fn a_stream_that_is_given_back_before_it_was_accepted_is_not_accepted_any_more()
         assert_eq!(heir.tcp_accept(listener), None);
     }
 }
+
+#[test]
+fn an_unreachable_peer_ends_a_connection_that_is_being_opened_and_explains_the_timeout_of_one_that_is_open() {
+    use crate::local::udp::tests::icmp_error;
+    use crate::stack::Errno;
+
+    let now = Instant::from_secs(50);
+    for v6 in [false, true] {
+        let by: IpAddr = if v6 { "fd00::9" } else { "10.0.0.9" }.parse().unwrap();
+        let [net, host, port] = if v6 { [(1, 0), (1, 3), (1, 4)] } else { [(3, 0), (3, 1), (3, 3)] };
+        let expected =
+            [(net, Errno::NetworkUnreachable), (host, Errno::HostUnreachable), (port, Errno::ConnectionRefused)];
+        for ((kind, code), errno) in expected {
+            let mut stack = near();
+            let stream = stack.tcp_connect(None, (far_addr(v6), 80).into(), StreamOptions::default(), now).unwrap();
+            let syn = stack.egress().unwrap().datagram;
+            let link = link(&stack);
+            let at = if v6 { 40 } else { 20 };
+            let mut other = syn.clone();
+            other[at + 4] ^= 0x80;
+            stack.ingress(link, icmp_error(by, kind, code, &other), now);
+            assert_eq!(stack.tcp_state(stream), Some(StreamState::SynSent), "no number of ours");
+            stack.ingress(link, icmp_error(by, kind, code, &syn), now);
+            assert!(stack.egress().is_none());
+            let error = stack.tcp_read(stream, &mut [0], now).unwrap_err();
+            assert_eq!(error.errno(), errno, "{error}");
+            let (mut heir, _) = reborn(&stack, 4, now);
+            assert!(heir.tcp_read(stream, &mut [0], now).is_err());
+        }
+        let options = StreamOptions { user_timeout: Some(Duration::from_secs(20)), ..StreamOptions::default() };
+        let mut talk = Talk::open(v6, None, options);
+        talk.stack.tcp_write(talk.stream, b"x", talk.now).unwrap();
+        let sent = talk.stack.egress().unwrap().datagram;
+        let link = link(&talk.stack);
+        talk.stack.ingress(link, icmp_error(by, host.0, host.1, &sent), talk.now);
+        assert_eq!(talk.state(), StreamState::Established, "it may pass");
+        talk.now = talk.now.saturating_add(Duration::from_secs(21));
+        talk.stack.poll(talk.now);
+        let error = talk.stack.tcp_read(talk.stream, &mut [0], talk.now).unwrap_err();
+        assert_eq!(error.errno(), Errno::HostUnreachable);
+    }
+}
+
+#[test]
+fn a_connection_that_no_route_leads_to_is_not_opened() {
+    let mut stack = near();
+    let (from, to) = ("10.0.0.1:5000".parse().unwrap(), "192.0.2.1:80".parse().unwrap());
+    for from in [None, Some(from)] {
+        let refused = stack.tcp_connect(from, to, StreamOptions::default(), Instant::ZERO);
+        assert_eq!(refused, Err(crate::LocalError::NoRoute { remote: to.ip() }));
+    }
+}

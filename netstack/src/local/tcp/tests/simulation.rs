@@ -7,7 +7,7 @@ use hibernet_snapshot::Instant;
 
 use super::*;
 use crate::local::tcp::segment::Head;
-use crate::{ListenOptions, StreamOptions, StreamState, TcpListener, TcpStream};
+use crate::{Ingress, ListenOptions, Offload, StreamOptions, StreamState, TcpListener, TcpStream};
 
 /// Splitmix64: numbers that a seed determines.
 struct Lot(u64);
@@ -73,6 +73,7 @@ fn run(plan: Plan) -> Course {
     // Checkpoints have a lot of their own: without them all else is the same.
     let mut when = Lot(seed ^ 0xc0ff_ee00);
     let v6 = seed % 2 == 1;
+    let coalesces = seed % 4 >= 2;
     let mut now = Instant::from_secs(seed % 3 * 50);
     let end = |stack: Stack, tag: u8| End {
         stack,
@@ -99,10 +100,16 @@ fn run(plan: Plan) -> Course {
         let quiet = wire.is_empty() && ends.iter().all(|end| end.shut && end.finished || end.stream.is_none());
         now = now.saturating_add(Duration::from_micros(500 + lot.below(if quiet { 500_000 } else { 20_000 })));
         wire.sort_by_key(|(at, ..)| *at);
-        while let Some((_, to, frame)) = wire.first().filter(|(at, ..)| *at <= now).cloned() {
-            wire.remove(0);
-            let link = link(&ends[to].stack);
-            ends[to].stack.ingress(link, frame, now);
+        let (due, later): (Vec<_>, Vec<_>) = wire.into_iter().partition(|(at, ..)| *at <= now);
+        wire = later;
+        let mut bursts = [Vec::new(), Vec::new()];
+        for (_, to, frame) in due {
+            bursts[to].push(Ingress { frame, offload: Offload::NONE });
+        }
+        for (end, burst) in ends.iter_mut().zip(bursts) {
+            let link = link(&end.stack);
+            end.stack.set_link_coalescing(link, coalesces);
+            end.stack.ingress_burst(link, burst, now);
         }
         for (at, end) in ends.iter_mut().enumerate() {
             end.stack.poll(now);

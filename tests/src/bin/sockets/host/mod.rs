@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use hibernet_conntrack::{Config as ConntrackConfig, Sysctls};
 use hibernet_netstack::{
-    Cidr, Decoded, LinkConfig, LinkId, Medium, RestorePolicy, Route, Ruleset, Stack, StackConfig, StreamOutcome,
-    Supplied,
+    Cidr, Decoded, Ingress, LinkConfig, LinkId, Medium, Offload, RestorePolicy, Route, Ruleset, Stack, StackConfig,
+    StreamOutcome, Supplied,
 };
 use hibernet_snapshot::file::{OsFilesystem, write_atomic};
 use hibernet_snapshot::image::Limits;
@@ -120,9 +120,10 @@ impl Host {
         Ok(host)
     }
 
-    fn new(stack: Stack, device: Link, program: Program, entropy: Entropy) -> Result<Self> {
+    fn new(mut stack: Stack, device: Link, program: Program, entropy: Entropy) -> Result<Self> {
         let link = stack.link(device.name()).context("the stack has no link of the device's name")?;
         let (counts, syns) = (StatsReply::default(), Vec::new());
+        stack.set_link_coalescing(link, true);
         Ok(Self { stack, link, device, sky: Sky::clear(), program, entropy, held: false, counts, syns })
     }
 
@@ -133,14 +134,14 @@ impl Host {
         }
         self.device.flush();
         let mut now = monotonic();
+        let mut burst = Vec::new();
         for _ in 0..BURST {
-            let Some(frame) = self.device.receive() else { break };
+            let Some(Ingress { frame, .. }) = self.device.receive() else { break };
             self.counts.received += 1;
-            for frame in self.sky.pass(Way::Inward, frame.frame) {
-                self.stack.ingress(self.link, frame, now);
-            }
-            self.emit();
+            burst.extend(self.sky.pass(Way::Inward, frame).into_iter().map(whole));
         }
+        self.stack.ingress_burst(self.link, burst, now);
+        self.emit();
         now = monotonic();
         self.stack.poll(now);
         self.program.act(&mut self.stack, now);
@@ -290,6 +291,11 @@ impl Requests {
         let ready = rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
         if ready == 0 { Ok(None) } else { self.next_line() }
     }
+}
+
+/// A frame of a device that leaves nothing undone.
+fn whole(frame: Vec<u8>) -> Ingress {
+    Ingress { frame, offload: Offload::NONE }
 }
 
 /// Where the program's own state is.
