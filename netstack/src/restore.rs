@@ -406,6 +406,7 @@ impl Validated {
             ip_ids: WireChoices::redraw(&mut entropy),
             neighbours: neighbours.open(&mut entropy),
             lineage,
+            expiry_budget: crate::stack::EXPIRY_BUDGET,
             told: now,
             chain: None,
         };

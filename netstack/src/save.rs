@@ -166,6 +166,7 @@ impl Stack {
             sink: _,
             stats,
             lineage,
+            expiry_budget: _,
             told,
             ip_ids: _,
             events: _,

@@ -137,6 +137,8 @@ pub struct Stack {
     pub(crate) told: Instant,
     /// The save that the next delta continues. Of this process alone: a restored stack begins with a base.
     pub(crate) chain: Option<crate::image::DeltaBase>,
+    /// Most flows one poll looks at whose time may have come. The embedder's: not saved.
+    pub(crate) expiry_budget: usize,
 }
 
 /// A packet that waits for its turn.
@@ -176,6 +178,7 @@ impl Stack {
             lineage: Vec::new(),
             told: now,
             chain: None,
+            expiry_budget: EXPIRY_BUDGET,
         })
     }
 
@@ -255,12 +258,21 @@ impl Stack {
     /// Does what is due: expiry of flows, timers of local connections, questions to neighbours.
     pub fn poll(&mut self, now: Instant) {
         self.tell(now);
-        self.conntrack.expire(now, EXPIRY_BUDGET);
+        self.conntrack.expire(now, self.expiry_budget);
         self.collect_conntrack_events();
         self.expire_fragments(now);
         self.attend_neighbours(now);
         self.local.poll(now);
         self.settle(now);
+    }
+
+    /// Bounds how many flows one poll looks at whose time may have come, and by that how long packets wait for it: 64 are some
+    /// tens of microseconds. Where there are more, the next poll is due at once. At first, and after a restore, it is 65,536.
+    ///
+    /// Which of the flows go first that run out together is then left open: a stack and one restored from it may tell of
+    /// them in another order.
+    pub fn set_expiry_budget(&mut self, flows: usize) {
+        self.expiry_budget = flows.max(1);
     }
 
     /// When [`Stack::poll`] is due next; `None` when nothing waits.
@@ -415,9 +427,8 @@ pub(crate) fn checked_links(links: Vec<LinkConfig>) -> Result<Links, ConfigError
     Ok(Links::new(links))
 }
 
-/// Most flows one poll looks at whose time may have come. Bounds for how long packets wait, to some tens of microseconds; where
-/// there are more, the next poll is due at once.
-const EXPIRY_BUDGET: usize = 64;
+/// Most flows one poll looks at whose time may have come, until the embedder says otherwise.
+pub(crate) const EXPIRY_BUDGET: usize = 65_536;
 
 impl From<DropReason> for LocalSendError {
     fn from(reason: DropReason) -> Self {

@@ -352,7 +352,7 @@ struct ServeArgs {
     /// Size of each stream's two buffers, a power of two from 2048 to 67108864: they take memory as they are used.
     #[arg(long, value_name = "BYTES", default_value_t = 65_536)]
     buffer: u32,
-    /// Whether the device's kernel leaves checksums and segmentation to the stack, and the stack to it: `on` or `off`.
+    /// Whether the device and the server leave checksums and segmentation to each other, `on` or `off`.
     #[arg(long, value_name = "on|off", default_value = "on")]
     offload: OffloadChoice,
     /// The directory whose files are handed out.
@@ -480,7 +480,7 @@ impl Cli {
             Command::Restore { images, seal: Seal { key }, how, at } => {
                 at.run(&Start::Restored(Box::new(how.request(images, key.clone())?)), key, json)?;
             }
-            Command::Gateway(args) => serve_guest(args.options(json)?)?,
+            Command::Gateway(args) => serve_guest((*args).options(json)?)?,
             Command::Pause { control } => commands::pause(&control.socket, json)?,
             Command::Status { control } => commands::status(&control.socket, json)?,
             Command::Load { images, seal: Seal { key }, how, control } => {
@@ -523,6 +523,13 @@ impl Cli {
     }
 }
 
+impl EgressArgs {
+    fn limits(&self) -> EgressLimits {
+        let (most, connect) = (self.flows as usize, Duration::from_secs(self.connect));
+        EgressLimits { tcp: most, udp: most, connect, ..EgressLimits::default() }
+    }
+}
+
 impl RunPlace {
     fn run(&self, start: &Start, seal_key: Option<PathBuf>, json: bool) -> anyhow::Result<()> {
         if let Some(parent) = self.parent {
@@ -530,14 +537,10 @@ impl RunPlace {
         }
         self.offload.check(&self.links)?;
         let links: Vec<LinkSpec> = self.links.iter().cloned().map(|link| self.offload.chosen(link)).collect();
-        let EgressArgs { policy, flows, connect } = &self.egress;
         let mut engine = start.engine(&links)?;
         engine.seal_with(seal_key)?;
-        if policy.is_some() || egress::has_policy(engine.stack().0.rules()) {
-            let most = *flows as usize;
-            let connect = Duration::from_secs(*connect);
-            let limits = EgressLimits { tcp: most, udp: most, connect, ..EgressLimits::default() };
-            let options = EgressOptions { policy: policy.clone(), limits };
+        if self.egress.policy.is_some() || egress::has_policy(engine.stack().0.rules()) {
+            let options = EgressOptions { policy: self.egress.policy.clone(), limits: self.egress.limits() };
             return egress::run(engine, &links, &self.control.socket, self.hold, json, &options);
         }
         run(engine, &links, &self.control.socket, self.hold, json)

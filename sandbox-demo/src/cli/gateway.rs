@@ -11,8 +11,10 @@ use hibernet_netstack::Cidr;
 use hibernet_netstack::MacAddr;
 
 use super::Control;
+use super::EgressArgs;
 use super::Seal;
 use super::restoring::RestoreArgs;
+use crate::gateway::EgressChoice;
 use crate::gateway::Forward;
 use crate::gateway::GuestOptions;
 use crate::gateway::GuestPlace;
@@ -68,6 +70,8 @@ pub(super) struct GatewayArgs {
     /// The router beyond the uplink's own networks. Give it once per family.
     #[arg(long, value_name = "ADDRESS", requires = "uplink", conflicts_with = "restore")]
     via: Vec<IpAddr>,
+    #[command(flatten)]
+    egress: EgressArgs,
     /// Port of an echo service at the gateway's addresses, TCP and UDP (RFC 862).
     #[arg(long, value_name = "PORT", conflicts_with = "restore", value_parser = clap::value_parser!(u16).range(1..))]
     echo: Option<u16>,
@@ -85,7 +89,9 @@ pub(super) struct GatewayArgs {
 impl GatewayArgs {
     pub(super) fn options(self, json: bool) -> anyhow::Result<GuestOptions> {
         let Self { link, addrs, restore, mac, mtu, dhcp_first, dhcp_lease, no_dhcp, .. } = self;
-        let Self { resolvers, no_dns, forwards, uplink, uplink_addrs, via, echo, hold, how, seal, control, .. } = self;
+        let Self {
+            resolvers, no_dns, forwards, uplink, uplink_addrs, via, egress, echo, hold, how, seal, control, ..
+        } = self;
         let is_restore = restore.is_some();
         let start = match restore {
             Some(image) => {
@@ -116,7 +122,19 @@ impl GatewayArgs {
             false => Some(Resolvers::These(resolvers)),
         };
         let forwards = (!is_restore || !forwards.is_empty()).then_some(forwards);
-        Ok(GuestOptions { start, link, uplink, dns, forwards, control: control.socket, hold, seal_key: seal.key, json })
+        let egress = EgressChoice { limits: egress.limits(), policy: egress.policy };
+        Ok(GuestOptions {
+            start,
+            link,
+            uplink,
+            dns,
+            forwards,
+            egress,
+            control: control.socket,
+            hold,
+            seal_key: seal.key,
+            json,
+        })
     }
 }
 
@@ -148,6 +166,10 @@ processes, once the virtual machine stands still (`stop` of QMP, then `migrate` 
 
 Connections of the guest with the gateway itself, and by the uplink with the world, go on. Those with a socket of the host
 (forwards) are reset as soon as the guest is there again: the socket went with the old process.
+
+Without privileges the guest gets out by sockets of the host, where a policy lets it (`policy check --help` shows one):
+
+  sandbox-demo gateway --link stream:guest@guest.sock --egress-policy egress.toml
 
 With an uplink, as root, the guest reaches the world behind an address of its own, and its connections survive:
 

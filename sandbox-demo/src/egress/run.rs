@@ -134,7 +134,8 @@ fn reload(egress: &Egress, text: &str) -> Result<serde_json::Value, String> {
     serde_json::to_value(done).map_err(|error| error.to_string())
 }
 
-fn report(egress: &Egress) -> Result<serde_json::Value, String> {
+/// What goes out by host sockets, as it is told to who asks.
+pub(crate) fn report(egress: &Egress) -> Result<serde_json::Value, String> {
     let [tcp, udp, echo] = egress.flows();
     let reply = EgressReply { tcp, udp, echo, policy: egress.policy_text() };
     serde_json::to_value(reply).map_err(|error| error.to_string())

@@ -319,7 +319,8 @@ impl Engine {
         Answer::Now(result.map_err(Refused::from))
     }
 
-    fn held(stack: Stack, clock: StackClock, entropy: Entropy, restored: Option<RestoreSummary>) -> Self {
+    fn held(mut stack: Stack, clock: StackClock, entropy: Entropy, restored: Option<RestoreSummary>) -> Self {
+        stack.set_expiry_budget(EXPIRY_BUDGET);
         Self {
             stack,
             links: Vec::new(),
@@ -459,7 +460,10 @@ impl Engine {
         let (kind, compress) = (form.kind, form.compress);
         let (give_back, taken_back) = mpsc::channel();
         let write = move || -> Result<Value, Refused> {
-            let written = content.write(&path, compress, seal).with_context(|| format!("writing {}", path.display()));
+            // The error of a file says its cause already.
+            let written = content
+                .write(&path, compress, seal)
+                .map_err(|error| anyhow::anyhow!("writing {}: {error}", path.display()));
             let checkpoint = match &written {
                 Ok(Written { checkpoint, digest, .. }) if kind != SaveKind::Full => Some((checkpoint.clone(), *digest)),
                 _ => None,
@@ -657,3 +661,6 @@ const PLANTED: &str = "planted";
 const MOST_DRAINED: usize = 16_384;
 /// Bursts read from one link before the other has its turn.
 const ROUNDS: usize = 2;
+
+/// Flows that run out which one poll collects: packets wait for it some tens of microseconds.
+const EXPIRY_BUDGET: usize = 64;

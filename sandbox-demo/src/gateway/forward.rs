@@ -251,26 +251,4 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 const GIVE_UP: Duration = Duration::from_secs(120);
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_forward_says_as_much_as_it_needs_to() {
-        let read = |text: &str| text.parse::<Forward>().expect("a forward").to_string();
-        assert_eq!(read("8080:80"), "tcp:8080:80");
-        assert_eq!(read("udp:5353:53"), "udp:5353:53");
-        assert_eq!(read("tcp:0.0.0.0:8080:80"), "tcp:0.0.0.0:8080:80");
-        assert_eq!(read("8080:10.0.2.16:80"), "tcp:8080:10.0.2.16:80");
-        assert_eq!(read("[::1]:8080:[fd00::15]:80"), "tcp:[::1]:8080:[fd00::15]:80");
-    }
-
-    #[test]
-    fn a_forward_that_cannot_be_is_refused_with_its_form() {
-        for (text, named) in
-            [("80", "80"), ("a:80", "a"), ("0:80", "0"), ("1.2.3:8080:80", "1.2.3"), ("1:2:3:4:5", "1:2:3:4:5")]
-        {
-            let error = text.parse::<Forward>().expect_err("no forward");
-            assert!(error.contains(&format!("`{named}`")) && error.contains(FORM), "{error}");
-        }
-    }
-}
+mod tests;

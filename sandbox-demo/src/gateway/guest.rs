@@ -3,6 +3,7 @@
 //! takes connections of the host in to it, and with an uplink lets it out behind the gateway's address.
 
 mod restored;
+mod way_out;
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -31,6 +32,8 @@ use tokio::task::JoinSet;
 use tokio::task::LocalSet;
 
 use self::restored::Lost;
+pub(crate) use self::way_out::EgressChoice;
+use self::way_out::WayOut;
 use super::Engine;
 use super::GatewayConfig;
 use super::GatewayLink;
@@ -45,7 +48,10 @@ use super::forward::Forward;
 use super::guest_rules::RulePlan;
 use super::guest_rules::rules;
 use crate::commands::print;
+use crate::control::Answer;
 use crate::control::ControlTasks;
+use crate::control::Refused;
+use crate::control::Request;
 use crate::control::RestoreSummary;
 use crate::fault::Fault;
 use crate::gateway::RestoreRequest;
@@ -65,6 +71,7 @@ pub(crate) struct GuestOptions {
     pub(crate) dns: Option<Resolvers>,
     /// Likewise.
     pub(crate) forwards: Option<Vec<Forward>>,
+    pub(crate) egress: EgressChoice,
     pub(crate) control: PathBuf,
     /// The file with the key that images are opened and sealed with.
     pub(crate) seal_key: Option<PathBuf>,
@@ -147,7 +154,7 @@ pub(crate) fn serve_guest(options: GuestOptions) -> anyhow::Result<()> {
 }
 
 async fn run(options: GuestOptions) -> anyhow::Result<Net> {
-    let GuestOptions { start, link, uplink, dns, forwards, control, seal_key, hold, json } = options;
+    let GuestOptions { start, link, uplink, dns, forwards, egress, control, seal_key, hold, json } = options;
     let is_restored = matches!(start, GuestStart::Restored(_));
     let (mut engine, mut saved) = match start {
         GuestStart::Fresh(place) => fresh(&place, &link, uplink.as_ref(), forwards.as_deref().unwrap_or_default())?,
@@ -164,6 +171,10 @@ async fn run(options: GuestOptions) -> anyhow::Result<Net> {
             "the forwards of a gateway with an uplink are rules, which come with the image: leave --forward out"
         );
         saved.forwards = forwards;
+    }
+    let policy = egress.read()?;
+    if let Some(policy) = &policy {
+        way_out::enforce(&mut engine, link.name(), uplink.is_some(), policy)?;
     }
     for spec in std::iter::once(&link).chain(&uplink) {
         let medium = engine.medium_of(spec.name())?;
@@ -191,6 +202,7 @@ async fn run(options: GuestOptions) -> anyhow::Result<Net> {
     }));
     let control_tasks = ControlTasks::bind(&control)?;
     let net = Net::new(engine);
+    let way_out = egress.open(&net, link.name(), uplink.is_some(), policy)?;
 
     let mut services = JoinSet::new();
     start_services(&net, &own, &server, (!resolvers.is_empty()).then_some(&forwarder), &mut services)?;
@@ -207,8 +219,15 @@ async fn run(options: GuestOptions) -> anyhow::Result<Net> {
     if let Some(lost) = &lost {
         tokio::task::spawn_local(restored::reset_when_up(net.clone(), link.name().to_owned(), lost.streams()));
     }
+    if let WayOut::Sockets(egress) = &way_out {
+        services.spawn_local(egress.clone().serve());
+    }
     let asked = net.clone();
-    services.spawn_local(control_tasks.serve(move |request| asked.with_engine(|engine| engine.answer(request))));
+    services.spawn_local(control_tasks.serve(move |request| match request {
+        Request::Policy { text } => Answer::Now(way_out.load(&text).map_err(|error| Refused::new(422, error))),
+        Request::Egress => Answer::Now(way_out.report().map_err(Refused::from)),
+        request => asked.with_engine(|engine| engine.answer(request)),
+    }));
     services.spawn_local(runtime::drive(net.clone()));
 
     let mut signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];

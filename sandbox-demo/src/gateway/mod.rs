@@ -20,6 +20,7 @@ pub(crate) use self::config::GatewayLink;
 pub(crate) use self::config::MediumName;
 pub(crate) use self::engine::Engine;
 pub(crate) use self::forward::Forward;
+pub(crate) use self::guest::EgressChoice;
 pub(crate) use self::guest::GuestOptions;
 pub(crate) use self::guest::GuestPlace;
 pub(crate) use self::guest::GuestStart;

@@ -37,9 +37,10 @@ impl DatagramLink {
         self.socket.as_fd()
     }
 
-    /// It is known where frames go.
+    /// It is known where frames go, and somebody is there.
     pub(super) fn is_up(&self) -> bool {
-        self.peer.is_some()
+        let is_there = |path: &PathBuf| UnixDatagram::unbound().and_then(|socket| socket.connect(path)).is_ok();
+        self.peer.as_ref().is_some_and(is_there)
     }
 
     pub(super) fn receive(&mut self, counts: &mut LinkCounts) -> Option<Vec<u8>> {

@@ -42,7 +42,7 @@ struct Arguments {
     /// Flows in the table: 100000 to 6000000.
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     flows: u32,
-    /// Flows that one call of expiry looks at: 64 is what the stack asks for.
+    /// Flows that one call of expiry looks at: 64 is what the gateway asks for.
     #[arg(long, value_name = "N", default_value_t = 64)]
     budget: usize,
     /// Print one JSON object.

@@ -52,7 +52,9 @@ fn a_peer_that_is_given_need_not_speak_first_and_others_do_not_take_its_place() 
     other.send_to(&[1; 60], directory.path().join("net")).expect("room");
     assert_eq!(link.receive(&mut counts), Some(vec![1; 60]));
     assert!(matches!(link.send(&[2; 60], &mut counts), Err(Errno::NOENT)));
+    assert!(!link.is_up());
     let qemu = peer_at(&directory, "qemu");
+    assert!(link.is_up());
     link.send(&[2; 60], &mut counts).expect("it has come");
     assert_eq!((received(&qemu), received(&other)), (Some(vec![2; 60]), None));
 }
