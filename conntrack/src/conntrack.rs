@@ -5,6 +5,7 @@ mod burst;
 mod follow;
 mod limits;
 mod restore;
+mod save;
 mod sever;
 mod shard;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use self::limits::{HalfOpen, half_open_flows};
 pub(crate) use self::limits::{half_open_allows, neighbour};
 pub use self::restore::{NotRestored, Validated};
 use self::restore::{no_events, source_mappings};
+pub use self::save::{FrozenConntrack, FrozenDelta, MergedFlows};
 pub use self::sever::Ending;
 pub(crate) use self::shard::Settings;
 use crate::attachment::{Attached, Attachment};

@@ -70,8 +70,8 @@ mod wire;
 pub use crate::attachment::{Attachment, Remark};
 pub use crate::canary::{CanaryReport, CanaryScan};
 pub use crate::conntrack::{
-    Ahead, BURST, Config, ConfigError, Conntrack, ConntrackSaved, EarlyDrop, Ending, Incoming, NotRestored, Origin,
-    Refusal, Totals, Validated,
+    Ahead, BURST, Config, ConfigError, Conntrack, ConntrackSaved, EarlyDrop, Ending, FrozenConntrack, FrozenDelta,
+    Incoming, MergedFlows, NotRestored, Origin, Refusal, Totals, Validated,
 };
 pub use crate::event::{ConntrackEvent, EventKind};
 pub use crate::headers::{Fragment, ParseError, Parsed, parse, udp_lite_coverage};
@@ -84,6 +84,8 @@ pub use crate::record::{Counters, FlowRecord};
 pub use crate::shared::{Shards, SharedConntrack};
 pub use crate::status::{CtState, Status};
 pub use crate::sysctl::{LONGEST_TIMEOUT, SysctlError, Sysctls};
-pub use crate::table::{FlowsSaved, Handle};
+pub use crate::table::{
+    FlowsSaved, Handle, Packing, Progress, RestoreOptions, RestoreRoom, RestoreStep, SaveBuffer, SavePoint,
+};
 pub use crate::tuple::{Direction, Tuple, Zone, proto};
 pub use crate::wire::WireChoices;

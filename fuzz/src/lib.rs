@@ -11,7 +11,8 @@ use hibernet_netstack::{
     Ruleset, Stack, StackConfig, StreamOptions, Supplied,
 };
 use hibernet_snapshot::image::Limits;
-use hibernet_snapshot::{Entropy, GenerationId, Instant};
+use hibernet_snapshot::seal::SealKey;
+use hibernet_snapshot::{Entropy, GenerationId, Instant, Secret};
 
 /// The time at which every run starts.
 pub const START: Instant = Instant::from_secs(1000);
@@ -198,6 +199,11 @@ pub fn restored(image: &[u8], seed: u64, now: Instant) -> Option<(Stack, u32)> {
     let rehashed = validated.rehash(entropy, RestorePolicy::default()).ok()?;
     let (stack, report) = rehashed.open(Supplied::default());
     Some((stack, report.reset + report.dropped + report.streams_reset))
+}
+
+/// The key of the stored sealed images.
+pub fn seal_key() -> SealKey {
+    SealKey::new(Secret::new([9; 32]))
 }
 
 /// Stands for the number that goes on where the stack left off.

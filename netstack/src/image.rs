@@ -1,6 +1,7 @@
 //! The sections of a saved stack: what each holds, and how it is read back.
 
 use hibernet_conntrack::Conntrack;
+use hibernet_snapshot::digest::ImageDigest;
 use hibernet_snapshot::image::SectionId;
 use hibernet_snapshot::{FieldClass, FieldSchema, GenerationId, Invalid, Schema, Snapshot};
 
@@ -18,6 +19,12 @@ pub(crate) const LINKS: SectionId = SectionId::new(*b"LINK");
 pub(crate) const RULES: SectionId = SectionId::new(*b"RULE");
 /// Settings and flows of connection tracking.
 pub(crate) const CONNTRACK: SectionId = SectionId::new(*b"CONN");
+/// Flows beyond those that stand with the settings, in blocks: the one section of which there may be several.
+pub(crate) const FLOWS: SectionId = SectionId::new(*b"FLOW");
+/// Of a delta: the image it continues.
+pub(crate) const BASE: SectionId = SectionId::new(*b"BASE");
+/// Of a delta: how the flows of that image become those of this one.
+pub(crate) const CHANGES: SectionId = SectionId::new(*b"DIFF");
 /// Fragments that wait for the rest of their datagrams.
 pub(crate) const FRAGMENTS: SectionId = SectionId::new(*b"FRAG");
 /// Neighbours on Ethernet links, and packets that wait for their hardware addresses.
@@ -33,8 +40,8 @@ pub(crate) const DATAGRAMS: SectionId = SectionId::new(*b"UDPS");
 /// Generations.
 pub(crate) const LINEAGE: SectionId = SectionId::new(*b"LINE");
 /// All of them, in the order they are written: rules come before what they guard.
-pub(crate) const SECTIONS: [SectionId; 10] =
-    [LINEAGE, RULES, LINKS, LOCAL, STATS, CONNTRACK, FRAGMENTS, TCP, DATAGRAMS, NEIGHBOURS];
+pub(crate) const SECTIONS: [SectionId; 11] =
+    [LINEAGE, RULES, LINKS, LOCAL, STATS, CONNTRACK, FLOWS, FRAGMENTS, TCP, DATAGRAMS, NEIGHBOURS];
 /// Version of every section's layout.
 pub(crate) const SECTION_VERSION: u16 = 1;
 /// Most parents an image names.
@@ -67,6 +74,32 @@ pub(crate) const SCHEMA: Schema = Schema::Struct {
 
 const fn section(name: &'static str, schema: Schema) -> FieldSchema {
     FieldSchema { name, class: FieldClass::Saved(schema) }
+}
+
+/// The image that a delta continues.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeltaBase {
+    /// SHA-256 of its file.
+    pub digest: ImageDigest,
+    /// Its generation.
+    pub generation: GenerationId,
+    /// How many deltas lie between it and the full image: 0 for the full image itself.
+    pub number: u32,
+}
+
+impl DeltaBase {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let Self { digest, generation, number } = self;
+        [&digest.0[..], &generation.0, &number.to_le_bytes()].concat()
+    }
+
+    pub(crate) fn read(body: &[u8]) -> Result<Self, Invalid> {
+        let cut = || Invalid::new("", format!("{} bytes", body.len()), "52 bytes");
+        let (digest, rest) = body.split_first_chunk().ok_or_else(cut)?;
+        let (generation, rest) = rest.split_first_chunk().ok_or_else(cut)?;
+        let number = rest.try_into().map(u32::from_le_bytes).map_err(|_| cut())?;
+        Ok(Self { digest: ImageDigest(*digest), generation: GenerationId(*generation), number })
+    }
 }
 
 /// Links, addresses and routes, as configured.

@@ -87,6 +87,7 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod cidr;
+mod delta;
 mod device;
 mod drop_reason;
 mod ethernet;
@@ -116,12 +117,14 @@ mod test_packets;
 mod test_stack;
 
 pub use crate::cidr::{Cidr, CidrError};
+pub use crate::delta::{DeltaChain, FrozenChanges};
 pub use crate::device::{HookedConfig, HookedDevice, HookedError, HookedRxToken, HookedTxToken};
 pub use crate::drop_reason::DropReason;
 pub use crate::ethernet::{MacAddr, MacAddrError, NeighbourEntry, NeighbourState};
 pub use crate::event::{DropEvent, LogEvent, PacketEnds, StackEvent};
 pub use crate::fragments::FragmentLimits;
 pub use crate::hook::{Hook, HookRow, HookRowKind, priority};
+pub use crate::image::DeltaBase;
 pub use crate::link::{LinkConfig, LinkId, Medium};
 pub use crate::local::{
     Congestion, ListenOptions, LocalError, LocalLimits, LocalServices, Opening, PingReply, PingSocket, Proxied,
@@ -135,14 +138,15 @@ pub use crate::report::{
     DropCause, FlowOutcome, FlowReport, RebuildFault, ResetCause, RestoreReport, StreamOutcome, StreamReport,
 };
 pub use crate::restore::{
-    ClonePolicy, Decoded, FlowDirection, FlowState, ForkAction, ForkMatch, ForkRule, ForkRules, ForkRulesError,
-    MarkMatch, Rehashed, RestoreError, RestorePolicy, Supplied, TimePolicy, Validated,
+    ClonePolicy, Contents, Decoded, FlowDirection, FlowState, ForkAction, ForkMatch, ForkRule, ForkRules,
+    ForkRulesError, MarkMatch, Rehashed, RestoreError, RestorePolicy, Supplied, TimePolicy, Validated, base_of,
 };
 pub use crate::route::{Route, RouteError};
 pub use crate::rules::{
     Action, BaseChain, Chain, ChainKind, Counters, Family, Match, NatTarget, Policy, Ports, Proto, Rule, RuleProblem,
     Ruleset, RulesetError,
 };
-pub use crate::save::SaveError;
+pub use crate::save::{Checkpoint, Frozen, SaveError, WriteError};
 pub use crate::stack::{ConfigError, Egress, Errno, LocalSendError, QueueLimits, Stack, StackConfig};
 pub use crate::stats::Stats;
+pub use hibernet_conntrack::{Packing, Progress, RestoreOptions, RestoreRoom, RestoreStep, SaveBuffer};

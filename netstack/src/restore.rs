@@ -2,6 +2,7 @@
 //!
 //! Only the last has `ingress`, and its rules are in force before it exists. A failed step leaves nothing behind.
 
+mod contents;
 mod fork;
 mod fork_rules;
 mod policy;
@@ -13,13 +14,14 @@ mod time;
 
 use std::collections::VecDeque;
 
-use hibernet_conntrack::{Conntrack, ConntrackSaved, WireChoices};
+use hibernet_conntrack::{Conntrack, ConntrackSaved, RestoreOptions, WireChoices};
 use hibernet_snapshot::codec::{CodecError, decode};
-use hibernet_snapshot::image::{Header, Image, ImageError, Limits, SectionId};
+use hibernet_snapshot::image::{Header, Image, ImageError, Limits, SectionId, StoredImage, StoredSection};
 use hibernet_snapshot::{Entropy, GenerationId, Instant, Invalid, Redraw, Snapshot};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+pub use self::contents::Contents;
 use self::fork::Plan;
 pub use self::fork_rules::{
     FlowDirection, FlowState, ForkAction, ForkMatch, ForkRule, ForkRules, ForkRulesError, MarkMatch,
@@ -32,8 +34,8 @@ use crate::ethernet::{CheckedNeighbours, NeighboursSection};
 use crate::event::EventQueue;
 use crate::fragments::{Defragmenter, FragmentsSection};
 use crate::image::{
-    CONNTRACK, DATAGRAMS, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection, NEIGHBOURS, RULES,
-    RulesSection, SCHEMA, SECTION_VERSION, SECTIONS, STATS, TCP,
+    BASE, CONNTRACK, DATAGRAMS, DeltaBase, FLOWS, FRAGMENTS, LINEAGE, LINKS, LOCAL, LineageSection, LinksSection,
+    NEIGHBOURS, RULES, RulesSection, SCHEMA, SECTION_VERSION, SECTIONS, STATS, TCP,
 };
 use crate::link::Links;
 use crate::local::{Datagrams, DatagramsSection, Local, LocalLimits, LocalServices, StreamReset, TcpSection};
@@ -52,11 +54,13 @@ pub struct Decoded {
     links: <LinksSection as Snapshot>::Saved,
     local: <LocalServices as Snapshot>::Saved,
     stats: <Stats as Snapshot>::Saved,
-    conntrack: ConntrackSaved,
+    pub(crate) conntrack: ConntrackSaved,
     fragments: <FragmentsSection as Snapshot>::Saved,
     tcp: <TcpSection as Snapshot>::Saved,
     datagrams: <DatagramsSection as Snapshot>::Saved,
     neighbours: <NeighboursSection as Snapshot>::Saved,
+    /// Sections that a stack skips.
+    more: Vec<StoredSection>,
 }
 
 /// A state that passed every check. It has no keys, so nothing can be looked up in it.
@@ -143,6 +147,40 @@ pub enum RestoreError {
         /// What is wrong.
         error: CodecError,
     },
+    /// The image is a delta, and of no use without what it continues.
+    #[error(
+        "this is delta {number} to the image with SHA-256 {digest} (generation {generation}): give that first; written by \
+         {writer:?}",
+        number = base.number.saturating_add(1),
+        digest = base.digest,
+        generation = base.generation
+    )]
+    Delta {
+        /// What it continues.
+        base: DeltaBase,
+        /// Who wrote it.
+        writer: String,
+    },
+    /// A full image where a delta was expected.
+    #[error("this is a full image, expected a delta; written by {writer:?}")]
+    NotADelta {
+        /// Who wrote it.
+        writer: String,
+    },
+    /// A delta continues another image than the one before it: one is missing, or they are in another order.
+    #[error(
+        "this delta continues SHA-256 {} (generation {}, number {}), but before it comes {} (generation {}, number {}); \
+         written by {writer:?}",
+        found.digest, found.generation, found.number, expected.digest, expected.generation, expected.number
+    )]
+    WrongBase {
+        /// What it continues.
+        found: Box<DeltaBase>,
+        /// What came before it.
+        expected: Box<DeltaBase>,
+        /// Who wrote it.
+        writer: String,
+    },
     /// A value is out of range.
     #[error("section {section}: {invalid}")]
     Invalid {
@@ -175,24 +213,43 @@ pub enum RestoreError {
 impl Decoded {
     /// Opens an image: every checksum is verified, every section decoded.
     pub fn open(bytes: &[u8], limits: &Limits) -> Result<Self, RestoreError> {
-        let image = Image::parse(bytes, limits)?;
+        Self::of(StoredImage::from(Image::parse(bytes, limits)?), limits)
+    }
+
+    /// The same from whatever gives bytes, a file or a [`hibernet_snapshot::seal::Unsealer`]. Of a large image this takes
+    /// less memory: blocks of flows are freed as they are made use of.
+    pub fn read(input: &mut impl std::io::Read, limits: &Limits) -> Result<Self, RestoreError> {
+        Self::of(StoredImage::read(input, limits)?, limits)
+    }
+
+    pub(crate) fn of(mut image: StoredImage, limits: &Limits) -> Result<Self, RestoreError> {
         let header = image.header().clone();
         let (found, expected) = (header.schema, SCHEMA.fingerprint());
         if found != expected {
             return Err(RestoreError::Schema { found, expected, writer: header.writer });
         }
+        if let Some(base) = base_of(&image)? {
+            return Err(RestoreError::Delta { base, writer: header.writer });
+        }
         image.require_known(&SECTIONS)?;
+        let mut conntrack: ConntrackSaved = section(&image, CONNTRACK, limits)?;
+        for block in image.take(FLOWS) {
+            check_version(&header, &block)?;
+            check_part(&block, true)?;
+            conntrack.attach(block.body);
+        }
         Ok(Self {
             lineage: section(&image, LINEAGE, limits)?,
             rules: section(&image, RULES, limits)?,
             links: section(&image, LINKS, limits)?,
             local: section(&image, LOCAL, limits)?,
             stats: section(&image, STATS, limits)?,
-            conntrack: section(&image, CONNTRACK, limits)?,
+            conntrack,
             fragments: section(&image, FRAGMENTS, limits)?,
             tcp: section(&image, TCP, limits)?,
             datagrams: section(&image, DATAGRAMS, limits)?,
             neighbours: section(&image, NEIGHBOURS, limits)?,
+            more: image.take_unknown(&SECTIONS),
             header,
         })
     }
@@ -202,10 +259,42 @@ impl Decoded {
         &self.header
     }
 
+    /// How many flows there are.
+    pub const fn flows(&self) -> u32 {
+        self.conntrack.count()
+    }
+
+    /// A section that a stack skips: the embedder's own.
+    pub fn skipped(&self, id: SectionId) -> Option<&StoredSection> {
+        self.more.iter().find(|section| section.id == id)
+    }
+
     /// Checks every value against everything the running stack relies on. Remaining times count from `now`.
     pub fn validate(self, entropy: &mut Entropy, now: Instant) -> Result<Validated, RestoreError> {
-        let Self { header, lineage, rules, links, local, stats, conntrack, fragments, tcp, datagrams, neighbours } =
-            self;
+        self.validate_with(entropy, now, &mut RestoreOptions::default())
+    }
+
+    /// The same on several threads, into memory that is there, with word of how far it is.
+    pub fn validate_with(
+        self,
+        entropy: &mut Entropy,
+        now: Instant,
+        options: &mut RestoreOptions<'_>,
+    ) -> Result<Validated, RestoreError> {
+        let Self {
+            header,
+            lineage,
+            rules,
+            links,
+            local,
+            stats,
+            conntrack,
+            fragments,
+            tcp,
+            datagrams,
+            neighbours,
+            more: _,
+        } = self;
         let LineageSection { parents } = valid(LINEAGE, LineageSection::restore(lineage, (), entropy))?;
         let LinksSection { links, routes } = valid(LINKS, LinksSection::restore(links, (), entropy))?;
         let links = checked_links(links).map_err(|error| config(LINKS, error))?;
@@ -227,7 +316,7 @@ impl Decoded {
             datagrams: valid(DATAGRAMS, datagrams.and_then(|section| section.into_datagrams(services)))?,
             services,
             stats: valid(STATS, Stats::restore(stats, (), entropy))?,
-            conntrack: hibernet_conntrack::Validated::check(conntrack, now, entropy)?,
+            conntrack: hibernet_conntrack::Validated::check_with(conntrack, now, entropy, options)?,
             now,
         })
     }
@@ -235,7 +324,18 @@ impl Decoded {
 
 impl Validated {
     /// Draws every key afresh from `entropy`, which is wiped afterwards, and files every flow under them.
-    pub fn rehash(self, mut entropy: Entropy, policy: RestorePolicy) -> Result<Rehashed, RestoreError> {
+    pub fn rehash(self, entropy: Entropy, policy: RestorePolicy) -> Result<Rehashed, RestoreError> {
+        self.rehash_with(entropy, policy, &mut RestoreOptions::default())
+    }
+
+    /// The same on several threads, into memory that is there, with word of how far it is. The options are those that
+    /// [`Decoded::validate_with`] was given.
+    pub fn rehash_with(
+        self,
+        mut entropy: Entropy,
+        policy: RestorePolicy,
+        options: &mut RestoreOptions<'_>,
+    ) -> Result<Rehashed, RestoreError> {
         let Self {
             generation,
             parents,
@@ -275,7 +375,7 @@ impl Validated {
         if !counted.is_zero() {
             conntrack.retain(|flow| !flow.remaining.is_zero());
         }
-        let conntrack = conntrack.rehash(&mut entropy)?;
+        let conntrack = conntrack.rehash_with(&mut entropy, options)?;
         let mut local = Local::new(services, LocalLimits::default(), &links, &mut entropy);
         let rebuilt = local.restore_tcp(tcp, now);
         let Plan { streams, resets: told, .. } = &plan;
@@ -308,6 +408,7 @@ impl Validated {
             lineage,
             expiry_budget: crate::stack::EXPIRY_BUDGET,
             told: now,
+            chain: None,
         };
         report.instance = entropy.public_id();
         Ok(Rehashed { stack, report, resets: rebuilt.resets, told, now })
@@ -354,14 +455,39 @@ impl Rehashed {
     }
 }
 
-fn section<T: DeserializeOwned>(image: &Image<'_>, section: SectionId, limits: &Limits) -> Result<T, RestoreError> {
+fn section<T: DeserializeOwned>(image: &StoredImage, section: SectionId, limits: &Limits) -> Result<T, RestoreError> {
     let writer = || image.header().writer.clone();
-    let found = image.section(section).ok_or_else(|| RestoreError::Missing { section, writer: writer() })?;
-    if found.version != SECTION_VERSION {
-        let (found, expected) = (found.version, SECTION_VERSION);
-        return Err(RestoreError::SectionVersion { section, found, expected, writer: writer() });
+    let found = image
+        .sections()
+        .find(|found| found.id == section)
+        .ok_or_else(|| RestoreError::Missing { section, writer: writer() })?;
+    check_version(image.header(), found)?;
+    check_part(found, false)?;
+    decode(&found.body, limits).map_err(|error| RestoreError::Codec { section, error })
+}
+
+pub(crate) fn check_version(header: &Header, section: &StoredSection) -> Result<(), RestoreError> {
+    let StoredSection { id, version, .. } = *section;
+    if version == SECTION_VERSION {
+        return Ok(());
     }
-    decode(found.body, limits).map_err(|error| RestoreError::Codec { section, error })
+    let (found, expected) = (version, SECTION_VERSION);
+    Err(RestoreError::SectionVersion { section: id, found, expected, writer: header.writer.clone() })
+}
+
+fn check_part(section: &StoredSection, part: bool) -> Result<(), RestoreError> {
+    let spelled = |part| if part { "one of several" } else { "the only one of its name" };
+    if section.part == part {
+        return Ok(());
+    }
+    valid(section.id, Err(Invalid::new("flags", spelled(section.part), spelled(part))))
+}
+
+/// What a delta says it continues; `None` if `image` is a full one.
+pub fn base_of(image: &StoredImage) -> Result<Option<DeltaBase>, RestoreError> {
+    let Some(section) = image.sections().find(|section| section.id == BASE) else { return Ok(None) };
+    check_version(image.header(), section)?;
+    valid(BASE, DeltaBase::read(&section.body)).map(Some)
 }
 
 fn valid<T>(section: SectionId, result: Result<T, Invalid>) -> Result<T, RestoreError> {

@@ -135,6 +135,8 @@ pub struct Stack {
     pub(crate) lineage: Vec<GenerationId>,
     /// The last time the stack was told.
     pub(crate) told: Instant,
+    /// The save that the next delta continues. Of this process alone: a restored stack begins with a base.
+    pub(crate) chain: Option<crate::image::DeltaBase>,
     /// Most flows one poll looks at whose time may have come. The embedder's: not saved.
     pub(crate) expiry_budget: usize,
 }
@@ -175,6 +177,7 @@ impl Stack {
             neighbours: Neighbours::new(&mut entropy),
             lineage: Vec::new(),
             told: now,
+            chain: None,
             expiry_budget: EXPIRY_BUDGET,
         })
     }

@@ -8,8 +8,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::ArgGroup;
 use clap::Args;
 use clap::Parser;
@@ -20,11 +23,14 @@ use self::gateway::GatewayArgs;
 use self::restoring::RestoreArgs;
 use self::vm::VmCommand;
 use crate::commands;
+use crate::control::SaveForm;
+use crate::control::SaveKind;
 use crate::demo;
 use crate::demo::LinkChoice;
 use crate::egress;
 use crate::egress::EgressLimits;
 use crate::egress::EgressOptions;
+use crate::gateway::ImageFiles;
 use crate::gateway::RestoreRequest;
 use crate::gateway::Start;
 use crate::gateway::run;
@@ -37,16 +43,25 @@ use crate::serve::Place;
 use crate::serve::ServeOptions;
 use crate::serve::ServeStart;
 
-/// Runs the program: 0 if all went well, 1 if something failed, 2 if the command line made no sense.
+/// Runs the program: 0 if all went well, 1 if something failed, 2 if the command line made no sense. `diff` is as diff(1): 0 for
+/// no difference, 1 for some, 2 for trouble.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    match cli.run() {
+    let is_diff = matches!(cli.command, Some(Command::Diff { .. }));
+    match write_errors_for_large_files().and_then(|()| cli.run()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("sandbox-demo: {error:#}");
-            ExitCode::FAILURE
+            if is_diff { ExitCode::from(DIFF_TROUBLE) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// A file beyond the limit of its size (`ulimit -f`) is an error of the save, not the end of the gateway.
+fn write_errors_for_large_files() -> anyhow::Result<()> {
+    let seen = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(libc::SIGXFSZ, seen).context("watching for signals")?;
+    Ok(())
 }
 
 /// A gateway with connection tracking and NAT that can be saved to a file, killed, and restored with new keys.
@@ -120,7 +135,7 @@ enum Command {
     /// Save a running gateway or server to a file.
     ///
     /// The file appears whole or not at all, readable by its owner only. It holds flows, NAT bindings, rules and users'
-    /// bytes, but no key. With --hold the gateway stands still afterwards, so that another process can take over from the
+    /// bytes, but no key. Its checksums find damage; only a seal (--seal-key) keeps others from reading or changing it. With --hold the gateway stands still afterwards, so that another process can take over from the
     /// file; without it traffic goes on, and the file is a copy of the past.
     Save {
         /// The file to write.
@@ -128,6 +143,17 @@ enum Command {
         /// Stand still afterwards, until `resume` or the end.
         #[arg(long)]
         hold: bool,
+        /// Let deltas continue this image: from now on the gateway notes what changes.
+        #[arg(long)]
+        base: bool,
+        /// Write what has changed since the last --base or --delta alone. `restore` wants that image and all deltas since.
+        #[arg(long, conflicts_with_all = ["base", "compress"])]
+        delta: bool,
+        /// Compress the flow records. What users send is never compressed: its length would tell of it.
+        #[arg(long)]
+        compress: bool,
+        #[command(flatten)]
+        seal: Seal,
         #[command(flatten)]
         control: Control,
     },
@@ -136,8 +162,11 @@ enum Command {
     /// Configuration, rules, flows and bindings come from the image; keys are drawn afresh. The devices must have the names
     /// that the saved gateway's had.
     Restore {
-        /// The image to start from.
-        image: PathBuf,
+        /// The image to start from, and the deltas behind it in their order.
+        #[arg(required = true, value_name = "IMAGE [DELTA]...")]
+        images: Vec<PathBuf>,
+        #[command(flatten)]
+        seal: Seal,
         #[command(flatten)]
         how: RestoreArgs,
         #[command(flatten)]
@@ -159,8 +188,11 @@ enum Command {
     ///
     /// A refused image changes nothing. The gateway stays paused until `resume`.
     Load {
-        /// The image.
-        image: PathBuf,
+        /// The image, and the deltas behind it in their order.
+        #[arg(required = true, value_name = "IMAGE [DELTA]...")]
+        images: Vec<PathBuf>,
+        #[command(flatten)]
+        seal: Seal,
         #[command(flatten)]
         how: RestoreArgs,
         #[command(flatten)]
@@ -194,17 +226,36 @@ enum Command {
     /// Checkpoint a QEMU virtual machine together with its network, and bring it back.
     #[command(subcommand)]
     Vm(VmCommand),
-    /// Print what an image holds: its header, sections and counts.
+    /// Print what an image holds: its header, sections and counts; of a delta, what it continues.
+    ///
+    /// Of a sealed image, without its key, what its header says is printed, and that nobody has checked it.
     Inspect {
-        /// The image.
-        image: PathBuf,
+        /// The image, and deltas behind it in their order: then what they come to together.
+        #[arg(required = true, value_name = "IMAGE [DELTA]...")]
+        images: Vec<PathBuf>,
+        #[command(flatten)]
+        seal: Seal,
     },
     /// Print what changed between two images.
+    ///
+    /// Links, routes, rules, settings, counters, flows, fragments, sockets, neighbours: `+` is there now, `-` is gone, `~` changed,
+    /// with a line for each field that did. A flow is told by its original tuple and its zone. Order and spelling are
+    /// the same each time. Not compared are the generation, its parents, and when an image was saved. On a terminal it has colours, unless NO_COLOR is set.
+    ///
+    /// Exit code as of diff(1): 0 if nothing differs, 1 if something does, 2 if an image cannot be read.
     Diff {
         /// The earlier image.
         before: PathBuf,
         /// The later image.
         after: PathBuf,
+        /// A delta behind the earlier image. Give it once per delta, in their order.
+        #[arg(long = "before-delta", value_name = "DELTA")]
+        before_deltas: Vec<PathBuf>,
+        /// A delta behind the later image. Give it once per delta, in their order.
+        #[arg(long = "after-delta", value_name = "DELTA")]
+        after_deltas: Vec<PathBuf>,
+        #[command(flatten)]
+        seal: Seal,
     },
     /// A traffic peer of the demonstration.
     #[command(hide = true)]
@@ -256,9 +307,11 @@ struct RunArgs {
     /// Start with this configuration and an empty flow table.
     #[arg(long, value_name = "FILE", group = "start")]
     config: Option<PathBuf>,
-    /// Start from this image; configuration and rules come with it.
-    #[arg(long, value_name = "IMAGE", group = "start")]
-    restore: Option<PathBuf>,
+    /// Start from this image, and the deltas behind it; configuration and rules come with it.
+    #[arg(long, value_name = "IMAGE", group = "start", num_args = 1..)]
+    restore: Option<Vec<PathBuf>>,
+    #[command(flatten)]
+    seal: Seal,
     #[command(flatten)]
     how: RestoreArgs,
     #[command(flatten)]
@@ -311,6 +364,8 @@ struct ServeArgs {
     /// Pass no traffic until `sandbox-demo resume`.
     #[arg(long)]
     hold: bool,
+    #[command(flatten)]
+    seal: Seal,
     #[command(flatten)]
     control: Control,
 }
@@ -388,6 +443,16 @@ impl OffloadChoice {
     }
 }
 
+/// The key of sealed images.
+#[derive(Debug, Args)]
+struct Seal {
+    /// The file with the key that images are sealed with (XChaCha20-Poly1305): 32 bytes, or 64 hexadecimal digits, readable by its
+    /// owner only. Make one with `(umask 077; head -c 32 /dev/urandom >key)`. With a key, an image that is not sealed with it
+    /// is refused; a gateway or server started with one seals every image that it saves.
+    #[arg(long = "seal-key", value_name = "FILE")]
+    key: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 struct Control {
     /// The gateway's control socket.
@@ -400,24 +465,35 @@ impl Cli {
         let json = self.json;
         match self.command.unwrap_or(Command::Demo { links: None }) {
             Command::Demo { links } => return demo::demo(links, json),
-            Command::Run(RunArgs { config, restore, how, at }) => {
+            Command::Run(RunArgs { config, restore, seal: Seal { key }, how, at }) => {
                 let start = match (config, restore) {
                     (Some(config), _) => {
                         how.expect_none()?;
                         Start::Fresh(config)
                     }
-                    (None, Some(image)) => Start::Restored(Box::new(how.request(image)?)),
+                    (None, Some(images)) => Start::Restored(Box::new(how.request(images, key.clone())?)),
                     (None, None) => anyhow::bail!("give --config or --restore"),
                 };
-                at.run(&start, json)?;
+                at.run(&start, key, json)?;
             }
             Command::Serve(args) => serve::serve(args.options(json)?)?,
-            Command::Restore { image, how, at } => at.run(&Start::Restored(Box::new(how.request(image)?)), json)?,
+            Command::Restore { images, seal: Seal { key }, how, at } => {
+                at.run(&Start::Restored(Box::new(how.request(images, key.clone())?)), key, json)?;
+            }
             Command::Gateway(args) => serve_guest((*args).options(json)?)?,
             Command::Pause { control } => commands::pause(&control.socket, json)?,
             Command::Status { control } => commands::status(&control.socket, json)?,
-            Command::Load { image, how, control } => commands::load(&control.socket, how.request(image)?, json)?,
-            Command::Save { image, hold, control } => commands::save(&control.socket, &image, hold, json)?,
+            Command::Load { images, seal: Seal { key }, how, control } => {
+                commands::load(&control.socket, how.request(images, key)?, json)?;
+            }
+            Command::Save { image, hold, base, delta, compress, seal: Seal { key: seal_key }, control } => {
+                let kind = match (base, delta) {
+                    (_, true) => SaveKind::Delta,
+                    (true, false) => SaveKind::Base,
+                    (false, false) => SaveKind::Full,
+                };
+                commands::save(&control.socket, &image, hold, SaveForm { kind, compress, seal_key }, json)?;
+            }
             Command::Resume { control } => commands::resume(&control.socket, json)?,
             Command::List { control } => commands::list(&control.socket, json)?,
             Command::Neighbours { control } => commands::neighbours(&control.socket, json)?,
@@ -430,8 +506,17 @@ impl Cli {
             Command::Egress { control } => commands::egress(&control.socket, json)?,
             Command::Stats { control } => commands::stats(&control.socket, json)?,
             Command::Vm(command) => return command.run(json),
-            Command::Inspect { image } => commands::inspect(&image, json)?,
-            Command::Diff { before, after } => commands::diff(&before, &after, json)?,
+            Command::Inspect { images, seal: Seal { key: seal_key } } => {
+                commands::inspect(&ImageFiles { paths: images, seal_key }, json)?;
+            }
+            Command::Diff { before, after, before_deltas, after_deltas, seal } => {
+                let files = |image, deltas: Vec<PathBuf>| {
+                    let paths = std::iter::once(image).chain(deltas).collect();
+                    ImageFiles { paths, seal_key: seal.key.clone() }
+                };
+                let differs = commands::diff(&files(before, before_deltas), &files(after, after_deltas), json)?;
+                return Ok(ExitCode::from(u8::from(differs)));
+            }
             Command::Peer { parent } => peers::serve(parent)?,
         }
         Ok(ExitCode::SUCCESS)
@@ -446,13 +531,14 @@ impl EgressArgs {
 }
 
 impl RunPlace {
-    fn run(&self, start: &Start, json: bool) -> anyhow::Result<()> {
+    fn run(&self, start: &Start, seal_key: Option<PathBuf>, json: bool) -> anyhow::Result<()> {
         if let Some(parent) = self.parent {
             netns::die_with(parent)?;
         }
         self.offload.check(&self.links)?;
         let links: Vec<LinkSpec> = self.links.iter().cloned().map(|link| self.offload.chosen(link)).collect();
         let mut engine = start.engine(&links)?;
+        engine.seal_with(seal_key)?;
         if self.egress.policy.is_some() || egress::has_policy(engine.stack().0.rules()) {
             let options = EgressOptions { policy: self.egress.policy.clone(), limits: self.egress.limits() };
             return egress::run(engine, &links, &self.control.socket, self.hold, json, &options);
@@ -467,13 +553,20 @@ impl ServeArgs {
         offload.check(std::slice::from_ref(&link))?;
         let link = offload.chosen(link);
         let (root, max_connections, hold, control) = (self.root, self.max_connections, self.hold, self.control);
+        let seal_key = self.seal.key;
         let start = match restore {
-            Some(image) => ServeStart::Restored(Box::new(RestoreRequest::moved(image))),
+            Some(image) => ServeStart::Restored(Box::new(RestoreRequest {
+                seal_key: seal_key.clone(),
+                ..RestoreRequest::moved(image)
+            })),
             None => ServeStart::Fresh(Place { addrs, via, mtu, http, echo, discard, chargen, buffer }),
         };
-        Ok(ServeOptions { start, link, root, most: max_connections, control: control.socket, hold, json })
+        Ok(ServeOptions { start, link, root, most: max_connections, control: control.socket, hold, seal_key, json })
     }
 }
+
+/// Exit code of `diff` where there is nothing to say of differences.
+const DIFF_TROUBLE: u8 = 2;
 
 const EXAMPLE: &str = concat!(
     "An example configuration (chains and their spelling are netfilter's; a chain's policy is accept unless named; ",

@@ -7,6 +7,9 @@ use hibernet_netstack::RestoreError;
 use hibernet_snapshot::image::ImageError;
 use rustix::io::Errno;
 
+use crate::image_file::front_of;
+use crate::image_file::said_writer;
+
 /// A failure with its remedy, printed as one line.
 #[derive(Debug)]
 pub struct Fault {
@@ -54,9 +57,17 @@ pub(crate) fn image_fault(path: &Path, error: &RestoreError) -> Fault {
         | RestoreError::SectionVersion { .. } => "restore it with the version of the program that wrote it",
         RestoreError::NoSuchLink { .. } => "name a link of the image with --inside, iif= or oif=",
         RestoreError::Image(ImageError::BadMagic { .. }) => "give a file made by `sandbox-demo save`",
+        RestoreError::Image(ImageError::Sealed) => "give the key it was sealed with: --seal-key FILE",
         _ => "the file is damaged: take another copy, or save again",
     };
-    Fault::new(format!("the image {}: {error}", path.display()), remedy)
+    // Whoever wrote it is named in every error, as far as the header can be read.
+    let (mut what, named) = (format!("the image {}: {error}", path.display()), "written by ");
+    if !what.contains(named)
+        && let Some(writer) = said_writer(&front_of(path))
+    {
+        what.push_str(&format!(" ({named}{writer:?}, it says)"));
+    }
+    Fault::new(what, remedy)
 }
 
 /// Raises the soft limit of open files to `wanted`; each connection of a peer is one.

@@ -22,6 +22,7 @@ mod egress;
 mod fault;
 mod gateway;
 mod huge_pages;
+mod image_file;
 mod link;
 mod netlink;
 mod netns;

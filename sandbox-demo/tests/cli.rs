@@ -103,7 +103,9 @@ fn diff_prints_what_changed_and_nothing_else() {
     assert_eq!(String::from_utf8_lossy(&same.stdout), "no difference but the generation\n");
     let changed = run(&["diff", &before, &after]);
     let text = String::from_utf8_lossy(&changed.stdout);
-    assert!(text.contains("10.0.0.1/24") && text.lines().count() <= 2, "{text}");
+    assert!(text.contains("+ addrs[0]: \"10.0.0.1/24\""), "{text}");
+    assert_eq!(text.lines().filter(|line| !line.starts_with(' ')).count(), 2, "one item and the sum: {text}");
+    assert_eq!((same.status.code(), changed.status.code()), (Some(0), Some(1)));
 }
 
 #[test]

@@ -47,6 +47,18 @@ impl<T: Snapshot> Decoded<T> {
         Ok(Self { saved: codec::decode(section.body, limits)?, header })
     }
 
+    /// The same for an image of this layout or an older one, which is brought to this one as it is read.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open), where neither layout is the image's.
+    pub fn open_or_older(bytes: &[u8], limits: &Limits, older: &[Older<T>]) -> Result<Self, RestoreError> {
+        let schema = Image::parse(bytes, limits)?.header().schema;
+        match older.iter().find(|layout| layout.schema == schema) {
+            Some(layout) => (layout.read)(bytes, limits),
+            None => Self::open(bytes, limits),
+        }
+    }
+
     /// Who saved it, and as which generation.
     pub fn header(&self) -> &Header {
         &self.header
@@ -63,6 +75,34 @@ impl<T: Snapshot> Decoded<T> {
     /// If a saved value breaks a rule of its type. Then nothing was built.
     pub fn restore(self, supplied: T::Supplied, entropy: &mut Entropy) -> Result<T, RestoreError> {
         Ok(T::restore(self.saved, supplied, entropy)?)
+    }
+}
+
+/// A layout that `T` had once, and how it is brought to the present one.
+///
+/// The old layout is a type of its own that derives `Snapshot`, with the names it had: it is never built, and its schema's
+/// fingerprint is what old images have in their headers.
+pub struct Older<T: Snapshot> {
+    schema: u64,
+    read: Box<ReadOlder<T>>,
+}
+
+type ReadOlder<T> = dyn Fn(&[u8], &Limits) -> Result<Decoded<T>, RestoreError>;
+
+impl<T: Snapshot> Older<T> {
+    /// The layout of `Old`. What `T` has and `Old` had not, `upgrade` makes up; what cannot be, `T`'s own rules refuse afterwards.
+    pub fn new<Old: Snapshot>(upgrade: impl Fn(Old::Saved) -> T::Saved + 'static) -> Self {
+        let read = move |bytes: &[u8], limits: &Limits| {
+            let Decoded { header, saved } = Decoded::<Old>::open(bytes, limits)?;
+            Ok(Decoded { header, saved: upgrade(saved) })
+        };
+        Self { schema: Old::SCHEMA.fingerprint(), read: Box::new(read) }
+    }
+}
+
+impl<T: Snapshot> fmt::Debug for Older<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Older({:016x})", self.schema)
     }
 }
 

@@ -10,12 +10,21 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Much is compared item by item: [`merged`] pairs what is in order of a key, in one pass over both, [`aligned`] what is in an order
+//! of its own, and a [`Difference`] says what became of an item. Trees are made of those alone that differ.
 
+mod byte;
+mod items;
+mod json;
+mod merge;
 mod tree;
 
 use core::fmt;
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use items::Difference;
+pub use merge::{Pair, aligned, merged};
 pub use tree::ValueError;
 
 /// Any serialisable value, as a tree. Prints one line for each leaf, in canonical order.
@@ -43,7 +52,7 @@ pub enum Value {
 /// The tree of `value`.
 ///
 /// # Errors
-/// If the type's `Serialize` refuses, or a map's key is not a plain value.
+/// If the type's `Serialize` refuses.
 pub fn value<T: serde::Serialize + ?Sized>(value: &T) -> Result<Value, ValueError> {
     value.serialize(tree::TreeSerializer)
 }
@@ -113,7 +122,8 @@ impl fmt::Display for Value {
             Self::Integer(value) => write!(f, "{value}"),
             Self::Float(value) => write!(f, "{value:?}"),
             Self::Text(value) => write!(f, "{value:?}"),
-            Self::Bytes(value) => write!(f, "b\"{}\"", value.escape_ascii()),
+            Self::Bytes(value) if value.len() <= SHOWN_BYTES => write!(f, "b\"{}\"", value.escape_ascii()),
+            Self::Bytes(value) => write!(f, "{} bytes with CRC-32 {:08x}", value.len(), crc32fast::hash(value)),
             Self::List(values) if values.is_empty() => f.write_str("[]"),
             Self::Map(values) if values.is_empty() => f.write_str("{}"),
             Self::List(_) | Self::Map(_) => {
@@ -124,6 +134,15 @@ impl fmt::Display for Value {
 }
 
 impl Value {
+    /// All leaves in one line, each behind its path.
+    pub fn in_a_row(&self) -> String {
+        let leaf = |(path, leaf): (Path, &Self)| match path.to_string() {
+            path if path.is_empty() => leaf.to_string(),
+            path => format!("{path} {leaf}"),
+        };
+        self.leaves().into_iter().map(leaf).collect::<Vec<_>>().join(", ")
+    }
+
     /// Everything that has no parts, by where it is.
     fn leaves(&self) -> BTreeMap<Path, &Self> {
         let mut leaves = BTreeMap::new();
@@ -178,6 +197,9 @@ impl fmt::Display for Path {
         Ok(())
     }
 }
+
+/// Longer ones are named by length and checksum.
+const SHOWN_BYTES: usize = 32;
 
 #[cfg(test)]
 mod tests;

@@ -20,8 +20,20 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 /// On any failure the temporary file is removed. Up to the rename the old file is untouched; after it (the error then says
 /// [`Operation::SyncDirectory`]) the new one is in place, but may not survive a loss of power.
 pub fn write_atomic(filesystem: &mut dyn Filesystem, path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    write_atomic_with(filesystem, path, |out| out(bytes))
+}
+
+/// The same for bytes that come piece by piece: `fill` hands them to what it is given.
+///
+/// # Errors
+/// As [`write_atomic`], and those of `fill`, with which the temporary file is removed and the old file stays as well.
+pub fn write_atomic_with<T, E: From<FileError>>(
+    filesystem: &mut dyn Filesystem,
+    path: &Path,
+    fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), FileError>) -> Result<T, E>,
+) -> Result<T, E> {
     let Some(name) = path.file_name() else {
-        return Err(FileError::NoName { path: path.to_owned() });
+        return Err(FileError::NoName { path: path.to_owned() }.into());
     };
     let directory = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -29,16 +41,21 @@ pub fn write_atomic(filesystem: &mut dyn Filesystem, path: &Path, bytes: &[u8]) 
     };
     match filesystem.kind(path).map_err(failed(Operation::Inspect, path))? {
         None | Some(FileKind::File) => {}
-        Some(found) => return Err(FileError::NotAFile { path: path.to_owned(), found }),
+        Some(found) => return Err(FileError::NotAFile { path: path.to_owned(), found }.into()),
     }
 
     let (temporary, file) = create_temporary(filesystem, directory, name)?;
-    if let Err(error) = write_and_rename(filesystem, file, &temporary, path, bytes) {
-        // The first failure is the one to report; a file that cannot be removed either is in the way of nobody.
-        drop(filesystem.remove(&temporary));
-        return Err(error);
+    match fill_and_rename(filesystem, file, &temporary, path, fill) {
+        Err(error) => {
+            // The first failure is the one to report; a file that cannot be removed either is in the way of nobody.
+            drop(filesystem.remove(&temporary));
+            Err(error)
+        }
+        Ok(filled) => {
+            filesystem.sync_directory(directory).map_err(failed(Operation::SyncDirectory, directory))?;
+            Ok(filled)
+        }
     }
-    filesystem.sync_directory(directory).map_err(failed(Operation::SyncDirectory, directory))
 }
 
 /// The calls [`write_atomic`] makes. Each does what its name says and no more.
@@ -235,17 +252,19 @@ fn create_temporary(
     }
 }
 
-fn write_and_rename(
+fn fill_and_rename<T, E: From<FileError>>(
     filesystem: &mut dyn Filesystem,
     file: OwnedFd,
     temporary: &Path,
     path: &Path,
-    bytes: &[u8],
-) -> Result<(), FileError> {
-    write_all(filesystem, file.as_fd(), bytes).map_err(failed(Operation::Write, temporary))?;
+    fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), FileError>) -> Result<T, E>,
+) -> Result<T, E> {
+    let filled =
+        fill(&mut |bytes| write_all(filesystem, file.as_fd(), bytes).map_err(failed(Operation::Write, temporary)))?;
     filesystem.sync(file.as_fd()).map_err(failed(Operation::Sync, temporary))?;
     drop(file);
-    filesystem.rename(temporary, path).map_err(failed(Operation::Rename, path))
+    filesystem.rename(temporary, path).map_err(failed(Operation::Rename, path))?;
+    Ok(filled)
 }
 
 fn write_all(filesystem: &mut dyn Filesystem, file: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {

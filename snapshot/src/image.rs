@@ -18,9 +18,9 @@
 //!
 //! | section | bytes | |
 //! | --- | --- | --- |
-//! | id | 4 | four ASCII letters; each occurs once |
+//! | id | 4 | four ASCII letters; each occurs once, unless bit 1 of the flags says otherwise |
 //! | version | 2 | of this section's layout |
-//! | flags | 2 | bit 0: required. Other bits reserved |
+//! | flags | 2 | bit 0: required. Bit 1, from version 2 on: one of several sections of that id. Other bits reserved |
 //! | length | 8 | of the body |
 //! | checksum | 4 | CRC-32 of the above and the body |
 //! | body | | |
@@ -31,11 +31,15 @@
 //! | total length | 8 | of the image, trailer included |
 //! | checksum | 4 | CRC-32 of all before it |
 //!
+//! An image says the lowest version that describes it: one without parts is of version 1, whoever wrote it.
+//!
 //! **A CRC finds damage, not an adversary**: whoever can write the file can make its checksums right. Everything read from an
-//! image is therefore validated as hostile; who must know that an image is the one they saved has to sign or seal the file.
+//! image is therefore validated as hostile; who must know that an image is the one they saved seals it ([`crate::seal`]).
 
 mod error;
 mod read;
+mod stored;
+mod stream;
 mod write;
 
 use core::fmt;
@@ -43,11 +47,16 @@ use core::fmt;
 use crate::GenerationId;
 
 pub use error::{ImageError, Place};
-pub use read::{Image, Section};
+pub use read::{Front, Image, Section};
+pub use stored::{StoredImage, StoredSection};
+pub use stream::{BodySum, Frame, ImageStream};
 pub use write::ImageWriter;
 
-/// The version of the format this build writes, and the newest it reads.
-pub const FORMAT_VERSION: u16 = 1;
+/// The newest version of the format that this build writes and reads. It reads all before it.
+pub const FORMAT_VERSION: u16 = 2;
+
+/// The version of images that need nothing which came later.
+pub(crate) const FIRST_VERSION: u16 = 1;
 
 /// The longest writer string a header can hold.
 pub const WRITER_BYTES: usize = 128;
@@ -107,9 +116,9 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Images and sections up to 1 GiB, 256 sections.
+    /// Images and sections up to 1 GiB, 4096 sections.
     fn default() -> Self {
-        Self { image_bytes: 1 << 30, sections: 256, section_bytes: 1 << 30 }
+        Self { image_bytes: 1 << 30, sections: 4096, section_bytes: 1 << 30 }
     }
 }
 
@@ -117,6 +126,9 @@ const MAGIC: [u8; 8] = *b"HIBERNET";
 const TRAILER_MAGIC: [u8; 8] = *b"TENREBIH";
 const TRAILER_BYTES: usize = 20;
 const REQUIRED: u16 = 1;
+const PART: u16 = 2;
+/// How a sealed image starts, so that its reader can say what it is.
+pub(crate) const SEALED_MAGIC: [u8; 8] = *b"HIBRSEAL";
 
 #[cfg(test)]
 mod tests;

@@ -50,13 +50,15 @@
 //! - [`Secret`] and [`Entropy`]: key material is typed from the moment it is drawn.
 //! - [`image`]: the container, readable without any codec. [`codec`]: how a section's body is encoded.
 //! - [`diff`]: what a save holds and what changed between two, for people and for tests.
+//! - [`seal`]: an image encrypted and authenticated under a key.
 //! - `file` (feature `os`): puts an image in a file so that a crash leaves the old file or the new one.
 //!
 //! # What it does not do
 //! - **No I/O, clock or randomness**, but for the feature `os`. Seeds and time are arguments.
-//! - **No authentication and no encryption.** The checksums find damage, not an adversary: seal the file yourself if
-//!   others can write to it. An image holds the users' bytes.
-//! - **No migration between schemas.** An image of another schema is refused, with both fingerprints.
+//! - **No authentication and no encryption of an image that is not sealed.** Its checksums find damage, not an adversary.
+//!   An image holds the users' bytes.
+//! - **No migration by guessing.** An image of another schema is refused, with both fingerprints, unless it is told how the older
+//!   layout becomes the present one ([`Older`]).
 //! - **No recursive types**: the schema is a constant, and would be infinite.
 //! - **Wiping is best effort**: a secret is wiped where it is stored, but registers, stack slots that it passed through and
 //!   swapped pages are out of reach of safe code.
@@ -69,9 +71,11 @@ extern crate self as hibernet_snapshot;
 
 pub mod codec;
 pub mod diff;
+pub mod digest;
 #[cfg(feature = "os")]
 pub mod file;
 pub mod image;
+pub mod seal;
 
 mod decoded;
 mod entropy;
@@ -84,7 +88,7 @@ mod time;
 
 pub use hibernet_snapshot_derive::Snapshot;
 
-pub use decoded::{Decoded, RestoreError, to_image};
+pub use decoded::{Decoded, Older, RestoreError, to_image};
 #[cfg(feature = "os")]
 pub use entropy::OsEntropyError;
 pub use entropy::{Entropy, GenerationId, Redraw};

@@ -13,13 +13,14 @@
 //! - [`play`]: a scenario through the stack.
 //! - [`check`]: whether it passed.
 //!
-//! Apart from all that, [`traffic`] sends random traffic through whole stacks, for the tests of save and restore.
+//! Apart from all that, [`golden`] has images of every format, and [`traffic`] sends random traffic through whole stacks, for the tests of save and restore.
 //!
 //! Not here: any way to ask the kernel. That is `oracle/oracle.py`, which recorded the answers.
 
 pub mod check;
 pub mod compare;
 pub mod corpus;
+pub mod golden;
 pub mod notation;
 pub mod play;
 pub mod record;

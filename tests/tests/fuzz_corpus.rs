@@ -7,7 +7,18 @@ use std::path::Path;
 
 use hibernet_netstack::Decoded;
 use hibernet_snapshot::image::Limits;
-use hibernet_snapshot::{Entropy, Instant};
+use hibernet_snapshot::seal::{SealKey, open};
+use hibernet_snapshot::{Entropy, Instant, Secret};
+
+#[test]
+fn every_stored_sealed_image_opens_and_is_of_the_present_layout() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/sealed");
+    let key = SealKey::new(Secret::new([9; 32])); // `seal_key` of the fuzz crate
+    for name in ["one_chunk", "many_chunks"] {
+        let image = open(fs::read(folder.join(name)).unwrap(), &key).unwrap_or_else(|error| panic!("{name}: {error}"));
+        Decoded::open(&image, &Limits::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}
 
 /// A seed that is refused at the door teaches a fuzzer nothing, and nothing else would tell.
 #[test]

@@ -126,7 +126,7 @@ fn frames(image: &[u8]) -> Vec<Case> {
         ("wrong magic", [b"HIBERNAT", &image[8..]].concat()),
         ("another file", b"#!/bin/sh\nexit 0\n".to_vec()),
         ("nothing", Vec::new()),
-        ("newer, for newer readers", resealed(image, |b| b[8..12].copy_from_slice(&[3, 0, 2, 0]))),
+        ("newer, for newer readers", resealed(image, |b| b[8..12].copy_from_slice(&[4, 0, 3, 0]))),
         ("for readers of version 0", resealed(image, |b| b[10] = 0)),
         ("reserved flag of the header", resealed(image, |b| b[13] = 0x40)),
         ("reserved flag of a section", resealed(image, |b| b[at + 6] |= 2)),

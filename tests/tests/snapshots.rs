@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use hibernet_conntrack::{ProtocolState, Sysctls};
-use hibernet_netstack::{Stack, StackEvent};
+use hibernet_netstack::{Contents, Decoded, Stack, StackEvent};
+use hibernet_snapshot::Entropy;
 use hibernet_snapshot::diff::{self, Value};
 use hibernet_snapshot::image::{Image, Limits};
 use hibernet_tests::traffic::{START, Seen, play_line, restored, sample};
@@ -116,6 +117,35 @@ fn three_packets_more_change_an_image_like_this() {
     let changes = diff::compare(&before, &face(&session.image()));
     let text: String = changes.iter().map(|change| format!("{change}\n")).collect();
     without_draws().bind(|| insta::assert_snapshot!(text));
+}
+
+/// The library's own comparison, as `sandbox-demo diff` prints it: what a test of a sandbox takes a snapshot of.
+#[test]
+fn three_packets_more_change_an_image_item_by_item() {
+    let mut session = sample();
+    let before = contents(&session.image());
+    for (link, line) in [
+        ("out", "udp 198.51.100.10:53 > 198.18.0.2:5000 len=30"),
+        ("in", "tcp 10.0.0.2:40000 > 198.51.100.10:80 FA seq=121 ack=901"),
+        ("dmz", "udp 198.18.0.2:5001 > 198.51.100.10:53 len=5"),
+    ] {
+        play_line(&mut session, link, line);
+    }
+    let after = contents(&session.image());
+    let text = |one: &Contents, other: &Contents| one.diff(other).map(|item| format!("{item}\n")).collect::<String>();
+    insta::assert_snapshot!(text(&before, &after));
+    assert_eq!(text(&before, &before), "");
+    // The other way round what was added is removed, and nothing else is told of.
+    let signs = |text: &str| {
+        text.lines().filter_map(|line| line.chars().next().filter(|sign| *sign != ' ')).collect::<String>()
+    };
+    let turned = signs(&text(&before, &after)).replace('+', "-");
+    assert_eq!(signs(&text(&after, &before)), turned);
+}
+
+fn contents(image: &[u8]) -> Contents {
+    let decoded = Decoded::open(image, &Limits::default()).unwrap();
+    decoded.contents(&mut Entropy::from_test_seed(1)).unwrap()
 }
 
 #[test]

@@ -2,15 +2,24 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use hibernet_snapshot::Invalid;
+
 use super::hash::Keyed;
-use crate::tuple::{Tuple, proto};
+use crate::pack::Reader;
+use crate::tuple::{Tuple, answering_type, proto};
 
 /// An address of one family, in network order.
-pub(crate) trait Addr: Copy + Ord + Default + core::fmt::Debug {
+pub(crate) trait Addr: Copy + Ord + Default + core::fmt::Debug + Send + Sync {
+    /// Which family it is of.
+    const IS_V6: bool;
     /// The address, if it is of this family.
     fn of(ip: IpAddr) -> Option<Self>;
     /// The address for everyone else.
     fn ip(self) -> IpAddr;
+    /// Appends its bytes.
+    fn write(self, out: &mut Vec<u8>);
+    /// Reads what [`Addr::write`] wrote.
+    fn read(input: &mut Reader<'_>, field: &'static str) -> Result<Self, Invalid>;
     /// Whether one endpoint comes before another or is the same: by address, then port.
     fn in_order(first: (Self, u16), second: (Self, u16)) -> bool;
     /// The keyed hash of two endpoints in the order given.
@@ -18,6 +27,8 @@ pub(crate) trait Addr: Copy + Ord + Default + core::fmt::Debug {
 }
 
 impl Addr for [u8; 4] {
+    const IS_V6: bool = false;
+
     fn of(ip: IpAddr) -> Option<Self> {
         match ip {
             IpAddr::V4(ip) => Some(ip.octets()),
@@ -27,6 +38,16 @@ impl Addr for [u8; 4] {
 
     fn ip(self) -> IpAddr {
         IpAddr::V4(Ipv4Addr::from(self))
+    }
+
+    #[inline]
+    fn write(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self);
+    }
+
+    #[inline]
+    fn read(input: &mut Reader<'_>, field: &'static str) -> Result<Self, Invalid> {
+        input.bytes(field)
     }
 
     #[inline]
@@ -47,6 +68,8 @@ impl Addr for [u8; 4] {
 }
 
 impl Addr for [u8; 16] {
+    const IS_V6: bool = true;
+
     fn of(ip: IpAddr) -> Option<Self> {
         match ip {
             IpAddr::V4(_) => None,
@@ -56,6 +79,16 @@ impl Addr for [u8; 16] {
 
     fn ip(self) -> IpAddr {
         IpAddr::V6(Ipv6Addr::from(self))
+    }
+
+    #[inline]
+    fn write(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self);
+    }
+
+    #[inline]
+    fn read(input: &mut Reader<'_>, field: &'static str) -> Result<Self, Invalid> {
+        input.bytes(field)
     }
 
     #[inline]
@@ -92,6 +125,41 @@ impl<A: Addr> Ends<A> {
     pub(crate) fn tuple(&self, proto: u8) -> Tuple {
         let Self { src, dst, sport, dport } = *self;
         Tuple { src: src.ip(), dst: dst.ip(), proto, sport, dport }
+    }
+
+    pub(crate) const fn dport(&self) -> u16 {
+        self.dport
+    }
+
+    /// What an answer carries; `None` for an ICMP type that has no answer.
+    #[inline]
+    pub(crate) fn inverted(&self, proto: u8) -> Option<Self> {
+        let Self { src, dst, sport, dport } = *self;
+        let (sport, dport) = match proto {
+            proto::ICMP | proto::ICMPV6 => {
+                let [kind, code] = dport.to_be_bytes();
+                (sport, u16::from_be_bytes([answering_type(proto, kind)?, code]))
+            }
+            _ => (dport, sport),
+        };
+        Some(Self { src: dst, dst: src, sport, dport })
+    }
+
+    /// Appends the addresses and the ports.
+    #[inline]
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        let Self { src, dst, sport, dport } = *self;
+        src.write(out);
+        dst.write(out);
+        let ([sport0, sport1], [dport0, dport1]) = (sport.to_le_bytes(), dport.to_le_bytes());
+        out.extend_from_slice(&[sport0, sport1, dport0, dport1]);
+    }
+
+    /// Reads what [`Ends::write`] wrote.
+    #[inline]
+    pub(crate) fn read(input: &mut Reader<'_>) -> Result<Self, Invalid> {
+        let (src, dst) = (A::read(input, "src")?, A::read(input, "dst")?);
+        Ok(Self { src, dst, sport: input.u16("sport")?, dport: input.u16("dport")? })
     }
 
     /// The hash of the sorted endpoints: the same for both directions. An ICMP query's endpoints both have its id.

@@ -17,6 +17,8 @@
 //!
 //! UDP and SCTP keep their few words in the window fields.
 
+mod packed;
+
 use super::addr::Ends;
 use super::clock::{Clock, Tick};
 use super::fetch::fetch;
@@ -36,6 +38,13 @@ pub(crate) struct Entry<A> {
     pub(crate) orig: Ends<A>,
     pub(crate) reply: Ends<A>,
     pub(crate) core: Core,
+}
+
+impl<A: Default> Entry<A> {
+    /// What stands in a slot without a flow.
+    pub(crate) fn vacant() -> Self {
+        Self { orig: Ends::default(), reply: Ends::default(), core: Core::default() }
+    }
 }
 
 impl<A> Entry<A> {

@@ -1,23 +1,36 @@
 //! The flows of a table, without the index that finds them: what a save holds and a restore validates.
 
+mod changes;
 mod elapsed;
+mod frozen;
 mod moved;
+mod packing;
+mod restored;
+mod saved;
+mod script;
 
 use core::cmp::Ordering;
 use core::hash::{Hash, Hasher};
-use core::time::Duration;
 
-use hibernet_snapshot::{Entropy, Instant, Invalid, Schema, Snapshot};
-use serde::{Deserialize, Serialize};
+use hibernet_snapshot::Instant;
 
+use self::changes::Changes;
+pub use self::changes::SavePoint;
+pub(crate) use self::frozen::Frozen;
+pub use self::frozen::SaveBuffer;
+pub(crate) use self::frozen::freeze;
 pub(crate) use self::moved::{Frame, Moved};
+pub use self::packing::Packing;
+pub(crate) use self::restored::restore;
+pub use self::restored::{Progress, RestoreOptions, RestoreRoom, RestoreStep};
+pub use self::saved::FlowsSaved;
+pub(crate) use self::script::{FrozenChanges, Merged};
 use super::addr::{Ends, Packed, PackedEnds};
 use super::clock::{Clock, TICK_NANOS, Tick};
 use super::entry::{Core, Entry};
 use super::links::SLOT_LIMIT;
 use super::shelf::Shelf;
 use super::wheel::slot_of;
-use crate::pack;
 use crate::record::FlowRecord;
 use crate::status::Status;
 use crate::tuple::{Direction, Tuple, Zone};
@@ -29,11 +42,11 @@ pub(crate) struct Slot(pub(crate) u32);
 impl Slot {
     const V6: u32 = 1 << 31;
 
-    const fn v4(slot: u32) -> Self {
+    pub(crate) const fn v4(slot: u32) -> Self {
         Self(slot)
     }
 
-    const fn v6(slot: u32) -> Self {
+    pub(crate) const fn v6(slot: u32) -> Self {
         Self(slot | Self::V6)
     }
 
@@ -103,6 +116,9 @@ pub(crate) struct Part {
     pub(crate) deal: u16,
 }
 
+/// The slots of both families.
+type Slabs<'a> = (&'a [Entry<[u8; 4]>], &'a [Entry<[u8; 16]>]);
+
 /// Slabs, clock and serial numbers.
 #[derive(Debug)]
 pub(crate) struct Flows {
@@ -117,6 +133,8 @@ pub(crate) struct Flows {
     len: u32,
     next_serial: u64,
     part: Part,
+    /// Counted where deltas are to be saved.
+    changes: Option<Box<Changes>>,
 }
 
 impl Flows {
@@ -164,8 +182,12 @@ impl Flows {
         }
     }
 
+    /// The flow in a slot, to be changed.
     #[inline]
     pub(crate) fn core_mut(&mut self, slot: Slot) -> Option<&mut Core> {
+        if let Some(changes) = &mut self.changes {
+            changes.mark(slot);
+        }
         if slot.is_v6() { self.v6.core_mut(slot.number()) } else { self.v4.core_mut(slot.number()) }
     }
 
@@ -268,12 +290,16 @@ impl Flows {
         };
         self.next_serial = serial.wrapping_add(1);
         self.len = self.len.saturating_add(1);
+        if let Some(changes) = &mut self.changes {
+            changes.mark(slot);
+        }
         Some(slot)
     }
 
     pub(crate) fn vacate(&mut self, slot: Slot) {
-        if self.core(slot).is_none() {
-            return;
+        let Some(serial) = self.core(slot).map(Core::serial) else { return };
+        if let Some(changes) = &mut self.changes {
+            changes.forget(serial);
         }
         if slot.is_v6() {
             self.v6.vacate(slot.number())
@@ -384,9 +410,9 @@ impl Flows {
         self.occupied().find(|(other, _)| *other == serial).map(|(_, slot)| slot)
     }
 
-    /// When the present tick began. Ticks are the unit of deadlines: counting from there keeps what remains exact.
-    const fn begun(&self) -> Instant {
-        Instant::from_nanos(self.now.as_nanos().saturating_sub(self.clock.nanos(self.now) % TICK_NANOS))
+    /// The slabs of both families, vacant slots included.
+    pub(crate) fn slabs(&self) -> Slabs<'_> {
+        (self.v4.slab(), self.v6.slab())
     }
 
     /// Nanoseconds into the current slot of the timer wheel: keeps a restored table's timers in step.
@@ -398,132 +424,7 @@ impl Flows {
 /// Orders flows whose time has come: by deadline, in ticks from now, and then by age.
 pub(crate) type DueOrder = (i32, u64);
 
-/// Flows as an image holds them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FlowsSaved {
-    capacity: u32,
-    phase: u32,
-    count: u32,
-    #[serde(with = "packed")]
-    records: Vec<u8>,
-}
-
-impl FlowsSaved {
-    /// What tables hold that share `capacity`, and that were told the same time: as one table would have saved it.
-    pub(crate) fn of(tables: &[&Flows], capacity: u32) -> Self {
-        let mut records = Vec::with_capacity(tables.iter().map(|flows| flows.len as usize).sum::<usize>() * 112);
-        let (mut count, mut phase) = (0_u32, 0);
-        let mut all: Vec<_> =
-            tables.iter().flat_map(|flows| flows.occupied().map(|(serial, slot)| (serial, slot, *flows))).collect();
-        all.sort_unstable_by_key(|(serial, ..)| *serial);
-        if let Some(first) = tables.first() {
-            phase = first.phase() as u32;
-        }
-        for (_, slot, flows) in all {
-            if !flows.is_expired(slot)
-                && let Some(flow) = flows.record(slot)
-            {
-                pack::write(&mut records, &flow, flows.begun());
-                count = count.saturating_add(1);
-            }
-        }
-        Self { capacity, phase, count, records }
-    }
-
-    /// How many flows are in it.
-    pub const fn count(&self) -> u32 {
-        self.count
-    }
-}
-
-#[cfg(test)]
-impl FlowsSaved {
-    pub(crate) fn of_records(capacity: u32, count: u32, records: Vec<u8>) -> Self {
-        Self { capacity, phase: 0, count, records }
-    }
-
-    pub(crate) fn flip(&mut self, at: usize, bit: u8) {
-        let length = self.records.len();
-        self.records[at % length] ^= 1 << bit;
-    }
-}
-
-impl Snapshot for Flows {
-    type Saved = FlowsSaved;
-    type Supplied = Instant;
-    const SCHEMA: Schema =
-        Schema::Leaf { name: "Flows(capacity u32, phase u32, count u32, records packed as layout 1)" };
-
-    /// Entries whose time has come but which nothing has collected yet are not written.
-    fn save(&self) -> FlowsSaved {
-        let Self { v4: _, v6: _, clock: _, now: _, tick: _, capacity, len: _, next_serial: _, part: _ } = self;
-        FlowsSaved::of(&[self], *capacity)
-    }
-
-    fn restore(saved: FlowsSaved, now: Instant, _: &mut Entropy) -> Result<Self, Invalid> {
-        let FlowsSaved { capacity, phase, count, records } = saved;
-        check_capacity(capacity).map_err(|expected| Invalid::new("capacity", capacity.to_string(), expected))?;
-        if u64::from(phase) >= TICK_NANOS * 16 {
-            return Err(Invalid::new("phase", phase.to_string(), format!("below {}", TICK_NANOS * 16)));
-        }
-        if count > capacity {
-            return Err(Invalid::new("count", count.to_string(), format!("at most the capacity, {capacity}")));
-        }
-        if usize::try_from(count).unwrap_or(usize::MAX) > records.len() / pack::SHORTEST {
-            return Err(Invalid::new("count", count.to_string(), "as many records as there are bytes for"));
-        }
-        let mut flows = Self::on(Frame::new(now, u64::from(phase)), capacity, Part::default());
-        let since_tick = Duration::from_nanos(u64::from(phase) % TICK_NANOS);
-        let begun = Instant::from_nanos(now.as_nanos().saturating_sub(u64::from(phase) % TICK_NANOS));
-        let mut input = pack::Reader::new(&records);
-        for number in 0..count {
-            let at = |invalid: Invalid| invalid.at(number as usize).within("flows");
-            let mut flow = pack::read(&mut input, begun).map_err(at)?;
-            flow.remaining = flow.remaining.saturating_sub(since_tick);
-            if flows.store(&flow).is_none() {
-                return Err(at(Invalid::new("", "a flow without a place", "no more flows than the capacity")));
-            }
-        }
-        match input.left() {
-            0 => Ok(flows),
-            left => Err(Invalid::new("flows", format!("{left} bytes behind the last record"), "none")),
-        }
-    }
-}
-
 /// What a table may be sized for.
 pub(crate) fn check_capacity(capacity: u32) -> Result<(), String> {
     if capacity == 0 || capacity > SLOT_LIMIT { Err(format!("1 to {SLOT_LIMIT}")) } else { Ok(()) }
-}
-
-/// Bytes as one run, not as a list of numbers.
-mod packed {
-    use core::fmt;
-
-    use serde::de::{Error, Visitor};
-    use serde::{Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(bytes)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-        struct Run;
-        impl Visitor<'_> for Run {
-            type Value = Vec<u8>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a run of bytes")
-            }
-
-            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
-                Ok(bytes.to_vec())
-            }
-
-            fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
-                Ok(bytes)
-            }
-        }
-        deserializer.deserialize_byte_buf(Run)
-    }
 }

@@ -4,8 +4,11 @@
 //! a later bucket. Ten to a line, not eight, makes the index 16 bytes a flow at 80 % load with two places for each.
 //! A look-up reads the home bucket and goes on only while entries overflowed from there; the way is bounded.
 
+mod part;
+
 use core::hint::black_box;
 
+pub(crate) use self::part::{Filed, IndexPart};
 use super::fetch::{PAGE, fetch};
 
 /// Places in a bucket.

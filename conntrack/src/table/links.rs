@@ -92,6 +92,67 @@ impl<const N: usize> Lists<N> {
     }
 }
 
+/// Lists of a run of slots, to be joined to those of the slots before them.
+#[derive(Debug)]
+pub(crate) struct Tail<const N: usize> {
+    lists: Lists<N>,
+    /// The slot of each list that was put there first.
+    firsts: [u32; N],
+}
+
+impl<const N: usize> Tail<N> {
+    pub(crate) const fn new() -> Self {
+        Self { lists: Lists::new(), firsts: [NONE; N] }
+    }
+
+    /// Puts a slot that is in no list at the front of one.
+    pub(crate) fn push(&mut self, chain: &mut impl Chain, list: usize, slot: u32) {
+        if let Some(first) = self.firsts.get_mut(list)
+            && *first == NONE
+        {
+            *first = slot;
+        }
+        self.lists.push(chain, list, slot);
+    }
+
+    /// The lists with those of later slots in front of them.
+    pub(crate) fn join(&mut self, chain: &mut impl Chain, later: &Self) {
+        let heads = self.lists.heads.iter_mut().zip(&later.lists.heads);
+        for ((head, later_head), (first, later_first)) in heads.zip(self.firsts.iter_mut().zip(&later.firsts)) {
+            if *later_head == NONE {
+                continue;
+            }
+            if let Some(links) = chain.links(*later_first) {
+                links.next = pack(*head);
+            }
+            if let Some(links) = chain.links(*head) {
+                links.prev = pack(*later_first);
+            } else {
+                *first = *later_first;
+            }
+            *head = *later_head;
+        }
+    }
+
+    /// The lists as they are.
+    pub(crate) const fn into_lists(self) -> Lists<N> {
+        self.lists
+    }
+
+    /// Whether a list has anything in it.
+    pub(crate) fn holds(&self, list: usize) -> bool {
+        self.lists.first(list).is_some()
+    }
+}
+
+impl Tail<1> {
+    /// The one list as a queue.
+    pub(crate) const fn into_queue(self) -> Queue {
+        let [oldest] = self.firsts;
+        Queue { list: self.lists, oldest }
+    }
+}
+
 impl Queue {
     pub(crate) const fn new() -> Self {
         Self { list: Lists::new(), oldest: NONE }

@@ -5,12 +5,14 @@
 
 mod addr;
 pub(crate) mod clock;
+mod columns;
 mod entry;
 mod fetch;
 mod flows;
 mod hash;
 mod index;
 mod links;
+mod rehash;
 mod shelf;
 #[cfg(test)]
 mod tests;
@@ -18,10 +20,15 @@ mod wheel;
 
 use hibernet_snapshot::{Entropy, Instant, Invalid, Redraw, Snapshot};
 
-pub use self::flows::{FlowsSaved, Handle};
+pub use self::flows::{
+    FlowsSaved, Handle, Packing, Progress, RestoreOptions, RestoreRoom, RestoreStep, SaveBuffer, SavePoint,
+};
+pub(crate) use self::flows::{Frozen, FrozenChanges, Merged};
 
-pub(crate) use self::addr::{Packed, hash_tuple};
-pub(crate) use self::flows::{DueOrder, Flows, Frame, Moved, Part, Slot, check_capacity};
+pub(crate) use self::addr::{Addr, Packed, hash_tuple};
+pub(crate) use self::entry::Entry;
+use self::flows::restore;
+pub(crate) use self::flows::{DueOrder, Flows, Frame, Moved, Part, Slot, check_capacity, freeze};
 pub(crate) use self::hash::{HashKey, Keyed, siphash};
 use self::index::{Index, Overrun};
 use crate::record::FlowRecord;
@@ -43,6 +50,35 @@ pub(crate) struct Table {
     keys: Entropy,
     #[snapshot(rebuilt = file_every_tuple)]
     index: Index,
+}
+
+impl TableSaved {
+    /// A table without flows.
+    pub(crate) const fn empty(capacity: u32) -> Self {
+        Self { flows: FlowsSaved::empty(capacity) }
+    }
+
+    pub(crate) const fn of(flows: FlowsSaved) -> Self {
+        Self { flows }
+    }
+
+    pub(crate) const fn flows(&self) -> &FlowsSaved {
+        &self.flows
+    }
+
+    pub(crate) fn into_flows(self) -> FlowsSaved {
+        self.flows
+    }
+
+    /// Adds the body of the next block of flows.
+    pub(crate) fn attach(&mut self, block: Vec<u8>) {
+        self.flows.attach(block);
+    }
+
+    /// How many flows there are, blocks included.
+    pub(crate) const fn count(&self) -> u32 {
+        self.flows.count()
+    }
 }
 
 /// Why a flow did not enter the table.
@@ -81,9 +117,9 @@ pub(crate) struct Unfiled(Flows);
 
 impl Unfiled {
     /// Checks every saved flow by itself. What two flows have in common shows when they are filed.
-    pub(crate) fn check(saved: TableSaved, now: Instant, entropy: &mut Entropy) -> Result<Self, Invalid> {
+    pub(crate) fn check(saved: TableSaved, now: Instant, options: &mut RestoreOptions<'_>) -> Result<Self, Invalid> {
         let TableSaved { flows } = saved;
-        Ok(Self(Flows::restore(flows, now, entropy)?))
+        Ok(Self(restore(flows, now, options)?))
     }
 
     pub(crate) const fn flows(&self) -> &Flows {
@@ -105,9 +141,9 @@ impl Unfiled {
     }
 
     /// Draws the key and files every tuple under it, in one step.
-    pub(crate) fn rehash(self, entropy: &mut Entropy) -> Result<Table, Invalid> {
+    pub(crate) fn rehash(self, entropy: &mut Entropy, options: &mut RestoreOptions<'_>) -> Result<Table, Invalid> {
         let (flows, key, keys) = (self.0, HashKey::redraw(entropy), Entropy::redraw(entropy));
-        let index = file_every_tuple(&TableParts { flows: &flows, key: &key, keys: &keys })?;
+        let index = rehash::file_every_tuple(&flows, &key, options)?;
         Ok(Table { flows, key, keys, index })
     }
 }
@@ -236,6 +272,18 @@ impl Table {
         Some(slot)
     }
 
+    /// Copies the slabs of tables that share `capacity`.
+    pub(crate) fn freeze(tables: &[&Self], capacity: u32, buffer: SaveBuffer) -> Frozen {
+        let flows: Vec<_> = tables.iter().map(|table| &table.flows).collect();
+        freeze(&flows, capacity, buffer)
+    }
+
+    /// The memory of a table that is not needed any more, for the next restore.
+    pub(crate) fn into_room(self) -> RestoreRoom {
+        let Self { flows, key: _, keys: _, index } = self;
+        RestoreRoom::of(flows, index)
+    }
+
     /// What tables hold that share `capacity`, as one table would have saved it.
     pub(crate) fn save_parts(tables: &[&Self], capacity: u32) -> TableSaved {
         let flows: Vec<_> = tables.iter().map(|table| &table.flows).collect();
@@ -309,22 +357,7 @@ const FILED_TOGETHER: usize = 32;
 /// Rebuilds the index from the flows and the fresh key. A tuple that two flows claim is refused.
 fn file_every_tuple(parts: &TableParts<'_>) -> Result<Index, Invalid> {
     let TableParts { flows, key, keys: _ } = *parts;
-    let mut index = Index::for_flows(flows.capacity());
-    for (number, slot) in flows.in_creation_order().into_iter().enumerate() {
-        for direction in [Direction::Original, Direction::Reply] {
-            let zone = flows.core(slot).map(|core| core.zone()).unwrap_or_default();
-            if let Some(tuple) = flows.tuple(slot, direction) {
-                let packed = Packed::of(&tuple);
-                if find_in(&index, flows, packed.hash(key), &packed, zone).is_some() {
-                    return Err(claimed_twice(number, &tuple));
-                }
-            }
-        }
-        while file(&mut index, key, flows, slot).is_err() {
-            index.widen();
-        }
-    }
-    Ok(index)
+    rehash::file_every_tuple(flows, key, &mut RestoreOptions::default())
 }
 
 /// What refuses a restore in which flow `number` claims a tuple that an earlier one has.

@@ -23,8 +23,8 @@ pub(crate) struct Shelf<A> {
     unassured: Queue,
 }
 
-struct ByTimer<'a, A>(&'a mut [Entry<A>]);
-struct ByAge<'a, A>(&'a mut [Entry<A>]);
+pub(super) struct ByTimer<'a, A>(pub(super) &'a mut [Entry<A>]);
+pub(super) struct ByAge<'a, A>(pub(super) &'a mut [Entry<A>]);
 
 impl<A> Chain for ByTimer<'_, A> {
     fn links(&mut self, slot: u32) -> Option<&mut Links> {
@@ -50,12 +50,27 @@ impl<A: Addr> Shelf<A> {
         }
     }
 
+    /// A shelf whose slots are all taken already, and filed in `wheel` and `unassured`.
+    pub(crate) fn filled(mut entries: Vec<Entry<A>>, limit: u32, wheel: Wheel, unassured: Queue) -> Self {
+        entries.reserve_exact((limit as usize).saturating_sub(entries.len()));
+        Self { entries, free: Vec::new(), limit, wheel, unassured }
+    }
+
+    /// All slots, vacant ones included.
+    pub(crate) fn slab(&self) -> &[Entry<A>] {
+        &self.entries
+    }
+
+    /// The memory of all slots.
+    pub(crate) fn into_slab(self) -> Vec<Entry<A>> {
+        self.entries
+    }
+
     /// Has the system give the memory of as many flows as that, of those there is room for.
     pub(crate) fn touch(&mut self, flows: u32) {
         let (used, until) = (self.entries.len(), flows.min(self.limit) as usize);
-        let vacant = Entry { orig: Ends::default(), reply: Ends::default(), core: Core::default() };
         if until > used {
-            self.entries.resize(until, vacant);
+            self.entries.resize(until, Entry::vacant());
             black_box(&mut self.entries).truncate(used);
         }
     }

@@ -62,8 +62,8 @@ fn table(flows: u32, seed: u64) -> Table {
 }
 
 fn restored(saved: TableSaved, seed: u64) -> Result<Table, Invalid> {
-    let entropy = &mut Entropy::from_test_seed(seed);
-    Unfiled::check(saved, Instant::from_secs(7), entropy)?.rehash(entropy)
+    let options = &mut RestoreOptions::default();
+    Unfiled::check(saved, Instant::from_secs(7), options)?.rehash(&mut Entropy::from_test_seed(seed), options)
 }
 
 fn assert_all_found(table: &Table, flows: u32) {
@@ -335,7 +335,8 @@ proptest! {
         }
         let now = source.now;
         let entropy = &mut Entropy::from_test_seed(2);
-        let table = Unfiled::check(source.table.save(), now, entropy).unwrap().rehash(entropy).unwrap();
+        let options = &mut RestoreOptions::default();
+        let table = Unfiled::check(source.table.save(), now, options).unwrap().rehash(entropy, options).unwrap();
         let deadlines = source.deadlines.clone();
         let mut restored = Driven { table, deadlines, now };
         for step in &after {

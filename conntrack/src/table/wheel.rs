@@ -3,7 +3,7 @@
 //! A flow's slot in the wheel is moved when it fires, not when a packet puts its deadline further off: a packet costs
 //! one store. Firing looks at the real deadline and files the flow anew if it has not come.
 
-use super::links::{Chain, Lists};
+use super::links::{Chain, Lists, Tail};
 
 /// Ticks to one slot of the finest level: 1/8 s.
 const SLOT_TICKS: u64 = 16;
@@ -18,6 +18,18 @@ pub(crate) struct Wheel {
     occupied: [u64; LEVELS],
     /// The slot of the finest level that fires next, counted from the epoch.
     next: u64,
+}
+
+/// The lists of a wheel that is being filled.
+pub(crate) type Filed = Tail<{ LEVELS * SLOTS }>;
+
+/// In which list of a wheel whose slot `next` fires next a `deadline` belongs, both counted from the epoch.
+pub(crate) const fn place_of(deadline: u64, next: u64) -> usize {
+    let own = slot_of_deadline(deadline);
+    let at = if own > next { own } else { next };
+    let level = ((at ^ next) | 1).ilog2() as usize / 6;
+    let level = if level < LEVELS { level } else { LEVELS - 1 };
+    level * SLOTS + (at >> (6 * level)) as usize % SLOTS
 }
 
 /// A slot that has come due: everything in it fires.
@@ -38,15 +50,23 @@ impl Wheel {
         self.next
     }
 
+    /// A wheel with what was filed in lists by [`place_of`].
+    pub(crate) fn holding(filed: Filed, slot: u64) -> Self {
+        let mut occupied = [0; LEVELS];
+        for (level, bits) in occupied.iter_mut().enumerate() {
+            for place in (0..SLOTS).filter(|place| filed.holds(level * SLOTS + place)) {
+                *bits |= 1 << place;
+            }
+        }
+        Self { lists: filed.into_lists(), occupied, next: slot }
+    }
+
     /// Files a slot that is in no list to fire once `deadline` (unwrapped ticks) has passed.
     pub(crate) fn arm(&mut self, chain: &mut impl Chain, slot: u32, deadline: u64) {
-        let at = slot_of_deadline(deadline).max(self.next);
-        let differ = (at ^ self.next) | 1;
-        let level = (differ.ilog2() as usize / 6).min(LEVELS - 1);
-        let place = (at >> (6 * level)) as usize % SLOTS;
-        self.lists.push(chain, level * SLOTS + place, slot);
-        if let Some(occupied) = self.occupied.get_mut(level) {
-            *occupied |= 1 << place;
+        let list = place_of(deadline, self.next);
+        self.lists.push(chain, list, slot);
+        if let Some(occupied) = self.occupied.get_mut(list / SLOTS) {
+            *occupied |= 1 << (list % SLOTS);
         }
     }
 

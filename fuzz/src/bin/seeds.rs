@@ -6,10 +6,11 @@ use std::fs;
 use std::io::Error;
 use std::time::Duration;
 
-use hibernet_fuzz::{ANY_NUMBER, GENERATION, RULES, START, feed, framed, link, reseal, stack, with_sockets};
+use hibernet_fuzz::{ANY_NUMBER, GENERATION, RULES, START, feed, framed, link, reseal, seal_key, stack, with_sockets};
 use hibernet_netstack::{Cidr, Decoded, MacAddr, Medium, Route, Ruleset, Stack, StackConfig};
 use hibernet_snapshot::Entropy;
 use hibernet_snapshot::image::Limits;
+use hibernet_snapshot::seal::{Sealer, seal};
 
 fn main() -> Result<(), Error> {
     let kernel = fs::read_dir("../tests/scenarios/kernel")?.map(|entry| (entry, ""));
@@ -31,7 +32,22 @@ fn main() -> Result<(), Error> {
         let input = neighbours(version).ok_or_else(|| Error::other("the peer's configuration is sound"))?;
         store(&format!("ethernet{version}"), &input)?;
     }
-    store("streams", &streams())
+    store("streams", &streams())?;
+    sealed()
+}
+
+/// A sealed image in one chunk, one in many, and an image to be sealed behind the byte that says in how large chunks.
+fn sealed() -> Result<(), Error> {
+    let mut entropy = Entropy::from_test_seed(1);
+    let image = fs::read("corpus/restore/gre_basic")?;
+    let many = fs::read("corpus/restore/streams")?;
+    fs::create_dir_all("corpus/sealed")?;
+    fs::write("corpus/sealed/one_chunk", seal(&image, &seal_key(), &mut entropy).map_err(Error::other)?)?;
+    let mut sealed = Vec::new();
+    let mut sealer = Sealer::new(&seal_key(), &mut entropy).with_chunks_of(256);
+    sealer.push(&many, &mut sealed).and_then(|()| sealer.finish(&mut sealed)).map_err(Error::other)?;
+    fs::write("corpus/sealed/many_chunks", sealed)?;
+    fs::write("corpus/sealed/to_be_sealed", [vec![99], image].concat())
 }
 
 /// Streams of the listener and of the echo service: opened, written to, closed by either side, kept half open until there

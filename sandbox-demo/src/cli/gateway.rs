@@ -12,6 +12,7 @@ use hibernet_netstack::MacAddr;
 
 use super::Control;
 use super::EgressArgs;
+use super::Seal;
 use super::restoring::RestoreArgs;
 use crate::gateway::EgressChoice;
 use crate::gateway::Forward;
@@ -80,18 +81,21 @@ pub(super) struct GatewayArgs {
     #[arg(long)]
     hold: bool,
     #[command(flatten)]
+    seal: Seal,
+    #[command(flatten)]
     control: Control,
 }
 
 impl GatewayArgs {
     pub(super) fn options(self, json: bool) -> anyhow::Result<GuestOptions> {
         let Self { link, addrs, restore, mac, mtu, dhcp_first, dhcp_lease, no_dhcp, .. } = self;
-        let Self { resolvers, no_dns, forwards, uplink, uplink_addrs, via, egress, echo, hold, how, control, .. } =
-            self;
+        let Self {
+            resolvers, no_dns, forwards, uplink, uplink_addrs, via, egress, echo, hold, how, seal, control, ..
+        } = self;
         let is_restore = restore.is_some();
         let start = match restore {
             Some(image) => {
-                let mut request = how.request(image)?;
+                let mut request = how.request(vec![image], seal.key.clone())?;
                 if request.inside.is_empty() {
                     request.inside.push(link.name().to_owned());
                 }
@@ -119,7 +123,18 @@ impl GatewayArgs {
         };
         let forwards = (!is_restore || !forwards.is_empty()).then_some(forwards);
         let egress = EgressChoice { limits: egress.limits(), policy: egress.policy };
-        Ok(GuestOptions { start, link, uplink, dns, forwards, egress, control: control.socket, hold, json })
+        Ok(GuestOptions {
+            start,
+            link,
+            uplink,
+            dns,
+            forwards,
+            egress,
+            control: control.socket,
+            hold,
+            seal_key: seal.key,
+            json,
+        })
     }
 }
 

@@ -58,8 +58,11 @@ impl RestoreArgs {
         arguments
     }
 
-    /// The request these arguments make.
-    pub(super) fn request(self, image: PathBuf) -> anyhow::Result<RestoreRequest> {
+    /// The request these arguments make for an image, and the deltas behind it.
+    pub(super) fn request(self, mut images: Vec<PathBuf>, seal_key: Option<PathBuf>) -> anyhow::Result<RestoreRequest> {
+        anyhow::ensure!(!images.is_empty(), "no image is named");
+        let deltas = images.split_off(1);
+        let path = images.pop().unwrap_or_default();
         let Self { fork, fork_rules, fork_file, fork_default, inside, time, elapsed } = self;
         let rules = match fork {
             false => None,
@@ -78,7 +81,7 @@ impl RestoreArgs {
             }
         };
         let kind = if fork { CloneKind::Fork } else { CloneKind::Move };
-        Ok(RestoreRequest { path: image, kind, rules, time, elapsed, inside })
+        Ok(RestoreRequest { path, deltas, seal_key, kind, rules, time, elapsed, inside })
     }
 
     /// Refused where there is no image to restore.
@@ -124,8 +127,8 @@ mod tests {
         let how = parse(&words);
         let again = how.arguments();
         let again = parse(&again.iter().map(String::as_str).collect::<Vec<_>>());
-        let request = how.request("i".into()).expect("a request");
-        assert_eq!(again.request("i".into()).expect("a request"), request);
+        let request = how.request(vec!["i".into()], None).expect("a request");
+        assert_eq!(again.request(vec!["i".into()], None).expect("a request"), request);
         assert_eq!(request.rules.expect("rules").rules.len(), 2);
     }
 }

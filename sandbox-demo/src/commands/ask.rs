@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::Context;
 
@@ -17,25 +18,33 @@ use crate::control::PauseReply;
 use crate::control::Request;
 use crate::control::RestoreSummary;
 use crate::control::RunState;
+use crate::control::SaveForm;
+use crate::control::SaveKind;
 use crate::control::SaveReply;
 use crate::control::StatsReply;
 use crate::control::StatusReply;
 use crate::gateway::RestoreRequest;
 
-pub(crate) fn save(control: &Path, image: &Path, hold: bool, json: bool) -> anyhow::Result<()> {
+pub(crate) fn save(control: &Path, image: &Path, hold: bool, form: SaveForm, json: bool) -> anyhow::Result<()> {
     let mut gateway = ControlClient::connect(control)?;
     let path = std::path::absolute(image).with_context(|| format!("the path {}", image.display()))?;
     let after = if hold { After::Hold } else { After::GoOn };
-    let saved: SaveReply = gateway.call(&Request::Save { path, after })?;
+    let absolute = |path: PathBuf| std::path::absolute(&path).with_context(|| format!("the path {}", path.display()));
+    let seal_key = form.seal_key.map(absolute).transpose()?;
+    let what = if form.kind == SaveKind::Delta { "changed flows" } else { "flows" };
+    let saved: SaveReply = gateway.call(&Request::Save { path, after, form: SaveForm { seal_key, ..form } })?;
     print(json, &saved, || {
         format!(
-            "{} flows saved to {} as generation {}: {} bytes, packets waited {} ms, on disk after {} ms",
+            "{} {what} saved to {}{} as generation {}: {} bytes, packets waited {} ms, on disk after {} ms, \
+             SHA-256 {}",
             saved.flows,
             saved.path.display(),
+            if saved.sealed { ", sealed," } else { "" },
             saved.generation,
             saved.bytes,
             saved.pause_ms,
-            saved.save_ms
+            saved.save_ms,
+            saved.sha256
         )
     })
 }
@@ -66,6 +75,9 @@ pub(crate) fn status(control: &Path, json: bool) -> anyhow::Result<()> {
 }
 
 pub(crate) fn load(control: &Path, mut request: RestoreRequest, json: bool) -> anyhow::Result<()> {
+    for path in request.deltas.iter_mut().chain(request.seal_key.as_mut()) {
+        *path = std::path::absolute(&path).with_context(|| format!("the path {}", path.display()))?;
+    }
     request.path =
         std::path::absolute(&request.path).with_context(|| format!("the path {}", request.path.display()))?;
     let summary: RestoreSummary = ControlClient::connect(control)?.call(&Request::Restore(request))?;

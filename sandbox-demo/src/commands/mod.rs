@@ -1,6 +1,7 @@
 //! The subcommands that ask a gateway or read an image.
 
 mod ask;
+mod diff;
 mod images;
 mod policy;
 
@@ -21,7 +22,7 @@ pub(crate) use self::ask::resume;
 pub(crate) use self::ask::save;
 pub(crate) use self::ask::stats;
 pub(crate) use self::ask::status;
-pub(crate) use self::images::diff;
+pub(crate) use self::diff::diff;
 pub(crate) use self::images::inspect;
 pub(crate) use self::policy::policy_check;
 pub(crate) use self::policy::policy_load;

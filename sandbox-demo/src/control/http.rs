@@ -108,7 +108,9 @@ pub(super) fn request(request: &Request) -> anyhow::Result<Vec<u8>> {
         _ => String::new(),
     };
     let body = match request {
-        Request::Save { path, after } => json(&SaveRequest { path: path.clone(), after: *after })?,
+        Request::Save { path, after, form } => {
+            json(&SaveRequest { path: path.clone(), after: *after, form: form.clone() })?
+        }
         Request::Restore(restore) => json(restore)?,
         Request::Policy { text } => json(&PolicyText { text: text.clone() })?,
         Request::Canary { path } => json(&ImagePath { path: path.clone() })?,
@@ -192,8 +194,8 @@ fn route(method: &str, path: &str, body: &[u8]) -> Result<Request, Refused> {
         }
         "/restore" => Request::Restore(arguments(body)?),
         _ => {
-            let SaveRequest { path, after } = arguments(body)?;
-            Request::Save { path, after }
+            let SaveRequest { path, after, form } = arguments(body)?;
+            Request::Save { path, after, form }
         }
     };
     let takes_arguments =
@@ -291,7 +293,7 @@ mod tests {
         }
         let Read::Whole { length, request, close } = read(text.as_bytes()) else { panic!("not whole") };
         assert_eq!((length, close), (text.len() - 3, false));
-        let expected = Request::Save { path: "/x".into(), after: super::super::After::GoOn };
+        let expected = Request::Save { path: "/x".into(), after: super::super::After::GoOn, form: Default::default() };
         assert_eq!(request, Ok(expected));
     }
 
@@ -311,7 +313,7 @@ mod tests {
             Request::Policy { text: "default = \"deny\"".into() },
             Request::Pause,
             Request::Resume,
-            Request::Save { path: "/x y".into(), after: super::super::After::Hold },
+            Request::Save { path: "/x y".into(), after: super::super::After::Hold, form: Default::default() },
             Request::Canary { path: "/x".into() },
             Request::Restore(restore),
         ] {

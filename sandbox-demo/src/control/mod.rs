@@ -26,6 +26,8 @@ pub(crate) use self::protocol::PolicyReply;
 pub(crate) use self::protocol::Request;
 pub(crate) use self::protocol::RestoreSummary;
 pub(crate) use self::protocol::RunState;
+pub(crate) use self::protocol::SaveForm;
+pub(crate) use self::protocol::SaveKind;
 pub(crate) use self::protocol::SaveReply;
 pub(crate) use self::protocol::StatsReply;
 pub(crate) use self::protocol::StatusReply;

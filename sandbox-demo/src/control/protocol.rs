@@ -46,6 +46,8 @@ pub(crate) enum Request {
         path: PathBuf,
         /// Whether traffic goes on behind the save.
         after: After,
+        /// What is written, and how.
+        form: SaveForm,
     },
     /// Puts an image in place of a paused stack. Answered by [`RestoreSummary`].
     Restore(RestoreRequest),
@@ -60,6 +62,30 @@ pub(crate) enum Request {
     Resume,
 }
 
+/// What a save writes, and how.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct SaveForm {
+    pub(crate) kind: SaveKind,
+    /// Flow records as compressed columns. Deltas are never compressed.
+    pub(crate) compress: bool,
+    /// The absolute path of the key to seal the image with.
+    pub(crate) seal_key: Option<PathBuf>,
+}
+
+/// How much a save writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SaveKind {
+    /// Everything.
+    #[default]
+    Full,
+    /// Everything, and from now on it is known what changes.
+    Base,
+    /// What has changed since the last base or delta.
+    Delta,
+}
+
 /// The body of a save.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -67,6 +93,8 @@ pub(super) struct SaveRequest {
     pub(super) path: PathBuf,
     #[serde(default)]
     pub(super) after: After,
+    #[serde(default)]
+    pub(super) form: SaveForm,
 }
 
 /// What a gateway does once it has saved.
@@ -349,10 +377,14 @@ pub(crate) struct SaveReply {
     pub(crate) generation: String,
     pub(crate) flows: usize,
     pub(crate) bytes: usize,
+    /// Whether the image is sealed.
+    pub(crate) sealed: bool,
     /// How long the packet loop stood still for the save itself.
     pub(crate) pause_ms: f64,
     /// From the request to an image that is safe on disk.
     pub(crate) save_ms: f64,
+    /// SHA-256 of the file, by which a delta names what it continues.
+    pub(crate) sha256: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

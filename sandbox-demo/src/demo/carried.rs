@@ -21,6 +21,7 @@ use crate::control::KeysReply;
 use crate::control::ListReply;
 use crate::control::Request;
 use crate::control::RestoreSummary;
+use crate::control::SaveForm;
 use crate::control::SaveReply;
 use crate::control::StatsReply;
 use crate::control::StatusReply;
@@ -181,7 +182,8 @@ fn take_over(
     let image = dir.join(format!("image-{number}"));
     let stood = clock::monotonic();
     // From here on the gateway reads nothing more: what the image does not know must not have passed.
-    let save: SaveReply = gateway.call(&Request::Save { path: image.clone(), after: After::Hold })?;
+    let save: SaveReply =
+        gateway.call(&Request::Save { path: image.clone(), after: After::Hold, form: SaveForm::default() })?;
     let listed: ListReply = gateway.call(&Request::List)?;
     let canary: CanaryReply = gateway.call(&Request::Canary { path: image.clone() })?;
     gateway.kill()?;

@@ -3,41 +3,23 @@
 //! The two belong in one file. What an application has taken from a stream is no longer in the stack, and what it has not
 //! given yet is not there either; images of two different moments would repeat bytes or lose some.
 
-use hibernet_snapshot::image::Image;
-use hibernet_snapshot::image::ImageWriter;
-use hibernet_snapshot::image::Limits;
-use hibernet_snapshot::image::Requirement;
+use hibernet_netstack::Decoded;
 use hibernet_snapshot::image::SectionId;
 
-/// The image with more sections behind the stack's, of these ids and versions; those that it has are replaced.
-pub(super) fn with_sections(image: &[u8], more: &[(SectionId, u16, &[u8])]) -> anyhow::Result<Vec<u8>> {
-    let image = Image::parse(image, &Limits::default())?;
-    let mut writer = ImageWriter::new(image.header());
-    for section in image.sections() {
-        let requirement = if section.required { Requirement::Required } else { Requirement::Optional };
-        writer.section(section.id, section.version, requirement, section.body);
-    }
-    for (id, version, body) in more {
-        writer.section(*id, *version, Requirement::Optional, body);
-    }
-    Ok(writer.finish())
-}
-
 /// Whether an image holds an application's state.
-pub(crate) fn has_application(image: &[u8]) -> anyhow::Result<bool> {
-    Ok(Image::parse(image, &Limits::default())?.section(APPLICATION).is_some())
+pub(crate) fn has_application(image: &Decoded) -> bool {
+    image.skipped(APPLICATION).is_some()
 }
 
 /// The application's state in an image, if it has one.
-pub(super) fn section(image: &[u8]) -> anyhow::Result<Option<Vec<u8>>> {
-    let image = Image::parse(image, &Limits::default())?;
-    let Some(section) = image.section(APPLICATION) else { return Ok(None) };
+pub(super) fn section(image: &Decoded) -> anyhow::Result<Option<Vec<u8>>> {
+    let Some(section) = image.skipped(APPLICATION) else { return Ok(None) };
     anyhow::ensure!(
         section.version == VERSION,
         "the image's section {APPLICATION} has version {}, expected {VERSION}: restore it with the program that wrote it",
         section.version
     );
-    Ok(Some(section.body.to_vec()))
+    Ok(Some(section.body.clone()))
 }
 
 pub(super) const APPLICATION: SectionId = SectionId::new(*b"APPL");
@@ -45,12 +27,15 @@ pub(super) const VERSION: u16 = 1;
 
 #[cfg(test)]
 mod tests {
-    use hibernet_netstack::Decoded;
+    use hibernet_netstack::Packing;
+    use hibernet_netstack::SaveBuffer;
     use hibernet_netstack::Stack;
     use hibernet_netstack::StackConfig;
     use hibernet_snapshot::Entropy;
     use hibernet_snapshot::Instant;
+    use hibernet_snapshot::image::Limits;
 
+    use super::super::images::Content;
     use super::*;
 
     #[test]
@@ -58,11 +43,18 @@ mod tests {
         let mut entropy = Entropy::from_test_seed(1);
         let stack = Stack::new(StackConfig::default(), entropy.fork(), Instant::ZERO).expect("a stack");
         let plain = stack.save(entropy.public_id(), Instant::ZERO).expect("an image");
-        let image = with_sections(&plain, &[(APPLICATION, VERSION, b"state")]).expect("a longer image");
-        assert_eq!(section(&image).expect("a sound image"), Some(b"state".to_vec()));
-        assert_eq!(section(&plain).expect("a sound image"), None);
-        Decoded::open(&image, &Limits::default()).expect("the stack reads it as before");
-        let replaced = with_sections(&image, &[(APPLICATION, VERSION, b"other")]).expect("a third image");
-        assert_eq!(section(&replaced).expect("a sound image"), Some(b"other".to_vec()));
+        let frozen = stack.freeze(entropy.public_id(), Instant::ZERO, SaveBuffer::default()).expect("a copy");
+        let mut content = Content::Full(Box::new(frozen));
+        content.add(APPLICATION, VERSION, b"state".to_vec());
+        let Content::Full(frozen) = &mut content else { panic!("it was full") };
+        let mut image = Vec::new();
+        let sink = |bytes: &[u8]| -> Result<(), ()> {
+            image.extend_from_slice(bytes);
+            Ok(())
+        };
+        frozen.write(&Packing::default(), sink).expect("a longer image");
+        let opened = |image: &[u8]| Decoded::open(image, &Limits::default()).expect("the stack reads it as before");
+        assert_eq!(section(&opened(&image)).expect("a sound image"), Some(b"state".to_vec()));
+        assert_eq!(section(&opened(&plain)).expect("a sound image"), None);
     }
 }

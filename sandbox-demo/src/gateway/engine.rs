@@ -8,29 +8,33 @@ use std::time::Duration;
 
 use anyhow::Context;
 use hibernet_conntrack::CanaryScan;
-use hibernet_netstack::Decoded;
+use hibernet_netstack::Checkpoint;
 use hibernet_netstack::Ingress;
 use hibernet_netstack::LinkConfig;
 use hibernet_netstack::LinkId;
 use hibernet_netstack::MacAddr;
 use hibernet_netstack::Medium;
 use hibernet_netstack::NeighbourEntry;
+use hibernet_netstack::RestoreOptions;
+use hibernet_netstack::SaveBuffer;
 use hibernet_netstack::Stack;
 use hibernet_netstack::Supplied;
 use hibernet_snapshot::Entropy;
 use hibernet_snapshot::GenerationId;
 use hibernet_snapshot::Instant;
-use hibernet_snapshot::file::OsFilesystem;
-use hibernet_snapshot::file::write_atomic;
-use hibernet_snapshot::image::Limits;
+use hibernet_snapshot::digest::ImageDigest;
+use hibernet_snapshot::seal;
 use serde_json::Value;
 
 use super::application;
 use super::config::GatewayConfig;
 use super::events::EventLog;
+use super::images::Content;
+use super::images::Written;
+use super::images::show_progress;
+use super::images::threads;
 use super::restoring;
 use super::restoring::RestoreRequest;
-use super::run::read_image;
 use crate::clock;
 use crate::clock::StackClock;
 use crate::clock::millis;
@@ -50,10 +54,16 @@ use crate::control::Refused;
 use crate::control::Request;
 use crate::control::RestoreSummary;
 use crate::control::RunState;
+use crate::control::SaveForm;
+use crate::control::SaveKind;
 use crate::control::SaveReply;
 use crate::control::StatsReply;
 use crate::control::StatusReply;
+use crate::fault::Fault;
 use crate::fault::image_fault;
+use crate::image_file::read_file;
+use crate::image_file::read_seal_key;
+use crate::image_file::seal_fault;
 use crate::link::Buffers;
 use crate::link::Link;
 use crate::link::LinkSpec;
@@ -73,6 +83,23 @@ pub(crate) struct Engine {
     restored: Option<RestoreSummary>,
     application: Option<Application>,
     application_state: Option<Vec<u8>>,
+    /// When the restore began, until the first packet has come.
+    waiting_since: Option<Instant>,
+    /// How long that took, in ms, until somebody has asked.
+    first_packet: Option<f64>,
+    /// Memory for the copy of a save, once there was one.
+    buffer: SaveBuffer,
+    /// A save that another thread writes.
+    writing: Option<mpsc::Receiver<Saved>>,
+    /// The file with the key that images are sealed with, unless a client names another.
+    seal_key: Option<PathBuf>,
+}
+
+/// What comes back from the thread that writes a save.
+struct Saved {
+    buffer: SaveBuffer,
+    /// Of a base or delta that was written whole.
+    checkpoint: Option<(Checkpoint, ImageDigest)>,
 }
 
 /// What an application inside the stack wants to have saved with it, as it is at that moment.
@@ -87,24 +114,36 @@ impl Engine {
         Ok(Self::held(stack, clock, entropy, None))
     }
 
-    /// A stack restored from an image under keys of its own, held.
+    /// A stack restored from an image, and deltas behind it, under keys of its own, held.
     pub(crate) fn restored(request: &RestoreRequest, supplied: Supplied) -> anyhow::Result<Self> {
         let begun = clock::monotonic();
-        let path = request.path.as_path();
-        let image = read_image(path)?;
+        let files = request.files();
         let mut entropy = Entropy::from_os().context("drawing keys")?;
         let clock = held_clock();
-        let refused = |error| image_fault(path, &error);
-        let decoded = Decoded::open(&image, &Limits::default()).map_err(refused)?;
-        let validated = decoded.validate(&mut entropy, clock.now()).map_err(refused)?;
+        let last = files.paths.last().cloned().unwrap_or_default();
+        let refused = |error| image_fault(&last, &error);
+        let mut options = RestoreOptions::default().on_threads(threads()).with_progress(&show_progress);
+        let decoded = files.open()?;
+        let application_state = application::section(&decoded)?;
+        let policy = request.policy(&decoded)?;
+        let validated = decoded.validate_with(&mut entropy, clock.now(), &mut options).map_err(refused)?;
         let rehash_begun = clock::monotonic();
-        let rehashed = validated.rehash(entropy.fork(), request.policy(&image)?).map_err(refused)?;
+        let rehashed = validated.rehash_with(entropy.fork(), policy, &mut options).map_err(refused)?;
         let rehash = clock::monotonic().saturating_since(rehash_begun);
         let (stack, report) = rehashed.open(supplied);
         let restore = clock::monotonic().saturating_since(begun);
         let summary = RestoreSummary::new(&report, restore, rehash);
-        let application_state = application::section(&image)?;
-        Ok(Self { application_state, ..Self::held(stack, clock, entropy, Some(summary)) })
+        let waiting_since = Some(begun);
+        let seal_key = files.seal_key.clone();
+        Ok(Self { application_state, waiting_since, seal_key, ..Self::held(stack, clock, entropy, Some(summary)) })
+    }
+
+    /// From now on every image is sealed with the key in this file, if there is one.
+    pub(crate) fn seal_with(&mut self, key: Option<PathBuf>) -> Result<(), Fault> {
+        // Told now rather than at the first save.
+        key.as_deref().map(read_seal_key).transpose()?;
+        self.seal_key = key;
+        Ok(())
     }
 
     /// From now on every image holds the application's state too.
@@ -234,6 +273,11 @@ impl Engine {
             for round in 1..=ROUNDS {
                 let Some((id, link)) = self.links.get_mut(index).filter(|_| is_ready) else { break };
                 let left = link.receive_burst(&mut self.burst, &mut self.buffers);
+                if !self.burst.is_empty()
+                    && let Some(begun) = self.waiting_since.take()
+                {
+                    self.first_packet = Some(millis(clock::monotonic().saturating_since(begun)));
+                }
                 self.stack.ingress_burst(*id, self.burst.drain(..), now);
                 self.emit();
                 if !left {
@@ -262,7 +306,7 @@ impl Engine {
             Request::Policy { .. } | Request::Egress => {
                 Err(anyhow::anyhow!("this gateway has no egress: it was started without --egress-policy"))
             }
-            Request::Save { path, after } => return self.save(path, after),
+            Request::Save { path, after, form } => return self.save(path, after, &form),
             Request::Canary { path } => self.canary(&path).and_then(|found| reply(&found)),
             Request::Keys => reply(&self.keys()),
             Request::Pause => reply(&self.pause()),
@@ -290,6 +334,11 @@ impl Engine {
             restored,
             application: None,
             application_state: None,
+            waiting_since: None,
+            first_packet: None,
+            buffer: SaveBuffer::default(),
+            writing: None,
+            seal_key: None,
         }
     }
 
@@ -369,9 +418,29 @@ impl Engine {
         StatsReply { drops, links: links.collect() }
     }
 
-    /// Saves between two packets. If traffic goes on, another thread writes the file meanwhile.
-    fn save(&mut self, path: PathBuf, after: After) -> Answer {
+    /// How long after the beginning of a restore the first packet came, in ms; told once.
+    pub(crate) fn first_packet(&mut self) -> Option<f64> {
+        self.first_packet.take()
+    }
+
+    /// Saves between two packets. If traffic goes on, another thread packs and writes the file meanwhile.
+    fn save(&mut self, path: PathBuf, after: After, form: &SaveForm) -> Answer {
         let begun = clock::monotonic();
+        self.take_written();
+        if self.writing.is_some() && form.kind != SaveKind::Full {
+            return Answer::Now(Err(Refused::new(
+                409,
+                "saving: the save before this one is still being written; try again",
+            )));
+        }
+        // The key comes out of its file, never over the socket.
+        let seal_key = form.seal_key.as_ref().or(self.seal_key.as_ref());
+        let sealed = seal_key.is_some();
+        let seal = match seal_key.map(|path| read_seal_key(path)).transpose() {
+            Ok(key) => key.map(|key| (key, self.entropy.fork())),
+            Err(error) => return Answer::Now(Err(format!("saving: {error}").into())),
+        };
+        let paused = clock::monotonic();
         let was = self.state;
         if after == After::Hold {
             self.hold();
@@ -380,24 +449,42 @@ impl Engine {
         self.stack.poll(now);
         self.emit();
         let generation = self.entropy.public_id();
-        let image = match self.image(generation, now) {
-            Ok(image) => image,
+        let mut content = match self.freeze(form.kind, generation, now) {
+            Ok(content) => content,
             Err(error) => {
                 self.go_back_to(was);
                 return Answer::Now(Err(format!("saving: {error:#}").into()));
             }
         };
-        let pause = clock::monotonic().saturating_since(begun);
-        let flows = self.stack.flows(now).len();
+        let pause = clock::monotonic().saturating_since(paused);
+        let (kind, compress) = (form.kind, form.compress);
+        let (give_back, taken_back) = mpsc::channel();
         let write = move || -> Result<Value, Refused> {
-            write(&path, &image)?;
-            let bytes = image.len();
+            // The error of a file says its cause already.
+            let written = content
+                .write(&path, compress, seal)
+                .map_err(|error| anyhow::anyhow!("writing {}: {error}", path.display()));
+            let checkpoint = match &written {
+                Ok(Written { checkpoint, digest, .. }) if kind != SaveKind::Full => Some((checkpoint.clone(), *digest)),
+                _ => None,
+            };
+            let buffer = match content {
+                Content::Full(frozen) => frozen.into_buffer(),
+                Content::Delta(_) => SaveBuffer::default(),
+            };
+            // Who has gone meanwhile needs neither.
+            drop(give_back.send(Saved { buffer, checkpoint }));
+            let Written { bytes, flows, digest, checkpoint: _ } = written?;
             let (pause_ms, save_ms) = (millis(pause), millis(clock::monotonic().saturating_since(begun)));
-            let done = SaveReply { path, generation: generation.to_string(), flows, bytes, pause_ms, save_ms };
+            let (generation, sha256) = (generation.to_string(), digest.to_string());
+            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+            let done = SaveReply { path, generation, flows, bytes, sealed, pause_ms, save_ms, sha256 };
             Ok(reply(&done)?)
         };
+        self.writing = Some(taken_back);
         if after == After::Hold {
             let result = write();
+            self.take_written();
             if result.is_err() {
                 self.go_back_to(was);
             }
@@ -411,13 +498,22 @@ impl Engine {
         Answer::Later(answer)
     }
 
-    fn image(&self, generation: GenerationId, now: Instant) -> anyhow::Result<Vec<u8>> {
-        let image = self.stack.save(generation, now)?;
-        let saved_at = restoring::saved_now()?;
-        let state = self.application.as_ref().map(|state| state(now)).transpose()?;
-        let mut sections = vec![(restoring::SAVED_AT, restoring::SAVED_AT_VERSION, saved_at.as_slice())];
-        sections.extend(state.as_deref().map(|state| (application::APPLICATION, application::VERSION, state)));
-        application::with_sections(&image, &sections)
+    /// Takes back what a save was done with, if it is over.
+    fn take_written(&mut self) {
+        let Some(writing) = &self.writing else { return };
+        match writing.try_recv() {
+            Ok(Saved { buffer, checkpoint }) => {
+                if buffer.bytes() > self.buffer.bytes() {
+                    self.buffer = buffer;
+                }
+                if let Some((checkpoint, digest)) = checkpoint {
+                    self.stack.written(checkpoint, digest);
+                }
+                self.writing = None;
+            }
+            Err(mpsc::TryRecvError::Disconnected) => self.writing = None,
+            Err(mpsc::TryRecvError::Empty) => {}
+        }
     }
 
     /// Takes in what waits on the links, so that it is in the next image and not lost with a socket, and stands still. Who
@@ -488,6 +584,26 @@ impl Engine {
         Ok(reply(&self.restored)?)
     }
 
+    fn freeze(&mut self, kind: SaveKind, generation: GenerationId, now: Instant) -> anyhow::Result<Content> {
+        let application = self.application.as_ref().map(|state| state(now)).transpose()?;
+        let mut content = match kind {
+            SaveKind::Full => {
+                let buffer = std::mem::take(&mut self.buffer);
+                Content::Full(Box::new(self.stack.freeze(generation, now, buffer)?))
+            }
+            SaveKind::Base => {
+                let buffer = std::mem::take(&mut self.buffer);
+                Content::Full(Box::new(self.stack.freeze_base(generation, now, buffer)?))
+            }
+            SaveKind::Delta => Content::Delta(Box::new(self.stack.freeze_changes(generation, now)?)),
+        };
+        content.add(restoring::SAVED_AT, restoring::SAVED_AT_VERSION, restoring::saved_now()?);
+        if let Some(state) = application {
+            content.add(application::APPLICATION, application::VERSION, state);
+        }
+        Ok(content)
+    }
+
     fn hold(&mut self) {
         self.clock.stop();
         self.state = RunState::Paused;
@@ -515,7 +631,10 @@ impl Engine {
 
     /// Searches the image for our keys, and, to know that the search finds keys, a copy with a key planted in it.
     fn canary(&mut self, path: &Path) -> anyhow::Result<CanaryReply> {
-        let mut image = read_image(path)?;
+        let mut image = read_file(path)?;
+        if let Some(key) = self.seal_key.as_deref().map(read_seal_key).transpose()? {
+            image = seal::open(image, &key).map_err(|error| seal_fault(path, &error))?;
+        }
         let mut scan = self.scan();
         let hits = scan.search(&image).hits.len() as u64;
         let planted = self.entropy.secret::<16>();
@@ -524,10 +643,6 @@ impl Engine {
         let planted_found = scan.search(&image).hits.iter().any(|(name, _)| *name == PLANTED);
         Ok(CanaryReply { hits, planted_found })
     }
-}
-
-fn write(path: &Path, image: &[u8]) -> anyhow::Result<()> {
-    write_atomic(&mut OsFilesystem, path, image).with_context(|| format!("writing {}", path.display()))
 }
 
 fn reply<T: serde::Serialize>(reply: &T) -> anyhow::Result<Value> {

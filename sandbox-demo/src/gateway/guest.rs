@@ -73,6 +73,8 @@ pub(crate) struct GuestOptions {
     pub(crate) forwards: Option<Vec<Forward>>,
     pub(crate) egress: EgressChoice,
     pub(crate) control: PathBuf,
+    /// The file with the key that images are opened and sealed with.
+    pub(crate) seal_key: Option<PathBuf>,
     pub(crate) hold: bool,
     pub(crate) json: bool,
 }
@@ -152,12 +154,13 @@ pub(crate) fn serve_guest(options: GuestOptions) -> anyhow::Result<()> {
 }
 
 async fn run(options: GuestOptions) -> anyhow::Result<Net> {
-    let GuestOptions { start, link, uplink, dns, forwards, egress, control, hold, json } = options;
+    let GuestOptions { start, link, uplink, dns, forwards, egress, control, seal_key, hold, json } = options;
     let is_restored = matches!(start, GuestStart::Restored(_));
     let (mut engine, mut saved) = match start {
         GuestStart::Fresh(place) => fresh(&place, &link, uplink.as_ref(), forwards.as_deref().unwrap_or_default())?,
         GuestStart::Restored(image) => restored::restored(&image)?,
     };
+    engine.seal_with(seal_key)?;
     check_links(&saved, &link, uplink.as_ref())?;
     if let Some(dns) = dns {
         saved.resolvers = dns;

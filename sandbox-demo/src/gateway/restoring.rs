@@ -7,11 +7,11 @@ use std::time::Duration;
 use std::time::SystemTime;
 
 use hibernet_netstack::ClonePolicy;
+use hibernet_netstack::Decoded;
 use hibernet_netstack::ForkRules;
 use hibernet_netstack::RestorePolicy;
 use hibernet_netstack::TimePolicy;
 use hibernet_snapshot::codec;
-use hibernet_snapshot::image::Image;
 use hibernet_snapshot::image::Limits;
 use hibernet_snapshot::image::SectionId;
 use serde::Deserialize;
@@ -19,6 +19,7 @@ use serde::Deserializer;
 use serde::Serialize;
 use serde::Serializer;
 
+use super::images::ImageFiles;
 use crate::fault::Fault;
 
 /// An image, and how it is to come back. As JSON it is the body of `PUT /restore`.
@@ -27,6 +28,12 @@ use crate::fault::Fault;
 pub(crate) struct RestoreRequest {
     /// The image; over the control socket an absolute path.
     pub(crate) path: PathBuf,
+    /// The deltas behind it, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) deltas: Vec<PathBuf>,
+    /// The file with the key they are sealed with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) seal_key: Option<PathBuf>,
     /// Whether the saved gateway may still live.
     #[serde(default, rename = "clone")]
     pub(crate) kind: CloneKind,
@@ -69,9 +76,15 @@ impl RestoreRequest {
         Self { path: path.into(), ..Self::default() }
     }
 
+    /// The files that it is read from.
+    pub(crate) fn files(&self) -> ImageFiles {
+        let paths = std::iter::once(&self.path).chain(&self.deltas).cloned().collect();
+        ImageFiles { paths, seal_key: self.seal_key.clone() }
+    }
+
     /// The policy this comes to for the image that was read.
-    pub(super) fn policy(&self, image: &[u8]) -> anyhow::Result<RestorePolicy> {
-        let Self { path, kind, rules, time: TimeChoice(time), elapsed, inside } = self;
+    pub(super) fn policy(&self, image: &Decoded) -> anyhow::Result<RestorePolicy> {
+        let Self { path, deltas: _, seal_key: _, kind, rules, time: TimeChoice(time), elapsed, inside } = self;
         let clone = match (kind, rules) {
             (CloneKind::Move, None) => ClonePolicy::Move,
             (CloneKind::Move, Some(_)) => anyhow::bail!("found rules for a move, expected them for a fork alone"),
@@ -97,14 +110,13 @@ pub(super) fn saved_now() -> anyhow::Result<Vec<u8>> {
 }
 
 /// The section of the wall clock's time at the save, by Unix time. The libraries know no such time; this program does.
-pub(super) const SAVED_AT: SectionId = SectionId::new(*b"WALL");
+pub(crate) const SAVED_AT: SectionId = SectionId::new(*b"WALL");
 /// Version of its layout.
 pub(super) const SAVED_AT_VERSION: u16 = 1;
 
-fn saved_at(image: &[u8]) -> anyhow::Result<Option<Duration>> {
-    let image = Image::parse(image, &Limits::default())?;
-    match image.section(SAVED_AT).filter(|section| section.version == SAVED_AT_VERSION) {
-        Some(section) => Ok(Some(codec::decode(section.body, &Limits::default())?)),
+fn saved_at(image: &Decoded) -> anyhow::Result<Option<Duration>> {
+    match image.skipped(SAVED_AT).filter(|section| section.version == SAVED_AT_VERSION) {
+        Some(section) => Ok(Some(codec::decode(&section.body, &Limits::default())?)),
         None => Ok(None),
     }
 }
@@ -186,18 +198,30 @@ as_text!(TimeChoice, Span);
 
 #[cfg(test)]
 mod tests {
+    use hibernet_netstack::Packing;
+    use hibernet_netstack::SaveBuffer;
     use hibernet_netstack::Stack;
     use hibernet_netstack::StackConfig;
     use hibernet_snapshot::Entropy;
     use hibernet_snapshot::Instant;
 
-    use super::super::application;
     use super::*;
 
-    fn image() -> Vec<u8> {
+    /// The image of an empty stack that was saved then.
+    fn image(saved_at: Option<Duration>) -> Decoded {
         let mut entropy = Entropy::from_test_seed(1);
         let stack = Stack::new(StackConfig::default(), entropy.fork(), Instant::ZERO).expect("a stack");
-        stack.save(entropy.public_id(), Instant::ZERO).expect("an image")
+        let mut frozen = stack.freeze(entropy.public_id(), Instant::ZERO, SaveBuffer::default()).expect("a copy");
+        if let Some(saved_at) = saved_at {
+            frozen.add(SAVED_AT, SAVED_AT_VERSION, codec::encode(&saved_at).expect("a section"));
+        }
+        let mut image = Vec::new();
+        let sink = |bytes: &[u8]| -> Result<(), ()> {
+            image.extend_from_slice(bytes);
+            Ok(())
+        };
+        frozen.write(&Packing::default(), sink).expect("an image");
+        Decoded::open(&image, &Limits::default()).expect("a sound image")
     }
 
     #[test]
@@ -216,10 +240,8 @@ mod tests {
 
     #[test]
     fn the_age_of_an_image_is_what_is_said_else_what_it_says_itself() {
-        let plain = image();
         let day_ago = now().saturating_sub(Duration::from_secs(86_400));
-        let body = codec::encode(&day_ago).expect("a section");
-        let dated = application::with_sections(&plain, &[(SAVED_AT, SAVED_AT_VERSION, &body)]).expect("an image");
+        let (plain, dated) = (image(None), image(Some(day_ago)));
         let mut request = RestoreRequest { time: "elapse".parse().expect("a policy"), ..RestoreRequest::moved("/i") };
         let found = request.policy(&dated).expect("a policy").elapsed;
         assert!((86_400..86_500).contains(&found.as_secs()), "{found:?}");

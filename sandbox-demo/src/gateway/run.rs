@@ -1,6 +1,5 @@
 //! One gateway process: waits for its links, its control socket and its stack's deadlines, and serves them in turn.
 
-use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +21,6 @@ use crate::clock;
 use crate::commands::print;
 use crate::control::ControlServer;
 use crate::control::RunState;
-use crate::fault::Fault;
 use crate::link::Link;
 use crate::link::LinkSpec;
 use crate::link::RoomWhen;
@@ -75,21 +73,14 @@ pub(crate) fn run(
         while engine.turn() && turns < MOST_TURNS {
             turns += 1;
         }
+        if let Some(first) = engine.first_packet() {
+            eprintln!("first packet {first} ms after the restore began");
+        }
         if asked {
             server.serve(clock::monotonic(), |request| engine.answer(request));
         }
     }
     Ok(())
-}
-
-/// Reads an image whole; what it may not be is the reader's to say.
-pub(crate) fn read_image(path: &Path) -> Result<Vec<u8>, Fault> {
-    fs::read(path).map_err(|error| {
-        Fault::new(
-            format!("cannot read the image {}: {error}", path.display()),
-            "give the path of a file made by `sandbox-demo save`",
-        )
-    })
 }
 
 /// Waits until there is something to do, at most until the stack's next deadline. True if that may be a client's request.

@@ -59,6 +59,8 @@ pub(crate) struct ServeOptions {
     pub(crate) most: u16,
     pub(crate) control: PathBuf,
     pub(crate) hold: bool,
+    /// The file with the key that images are opened and sealed with.
+    pub(crate) seal_key: Option<PathBuf>,
     pub(crate) json: bool,
 }
 
@@ -130,13 +132,14 @@ pub(crate) fn serve(options: ServeOptions) -> anyhow::Result<()> {
 }
 
 async fn run(options: ServeOptions) -> anyhow::Result<Net> {
-    let ServeOptions { start, link, root, most, control, hold, json } = options;
+    let ServeOptions { start, link, root, most, control, hold, seal_key, json } = options;
     let root = Root::open(&root)?;
     let limits = LocalLimits { connections: u32::from(most).saturating_mul(2).saturating_add(SPARE) };
     let (mut engine, saved) = match start {
         ServeStart::Fresh(place) => fresh(&place, &link, limits)?,
         ServeStart::Restored(image) => restored(&image, limits)?,
     };
+    engine.seal_with(seal_key)?;
     let medium = engine.medium_of(link.name())?;
     engine.attach(Link::open(&link, medium)?)?;
     let (stack, _) = engine.stack();

@@ -31,8 +31,8 @@ use crate::control::Request;
 use crate::control::RestoreSummary;
 use crate::control::StatusReply;
 use crate::fault::Fault;
+use crate::gateway::ImageFiles;
 use crate::gateway::has_application;
-use crate::gateway::read_image;
 use crate::gateway::stop_on_signals;
 
 /// What `vm restore` is told.
@@ -169,7 +169,7 @@ impl RestoreVm {
         let image = directory.join(NET_IMAGE);
         let mut command = Command::new(program);
         // What `gateway` has saved holds leases and forwards beside the stack.
-        if has_application(&read_image(&image)?)? {
+        if has_application(&ImageFiles::from(image.clone()).open()?) {
             command.arg("gateway").arg("--restore").arg(&image);
             for (link, kind) in self.links.iter().zip(["--link", "--uplink"]) {
                 command.arg(kind).arg(link);

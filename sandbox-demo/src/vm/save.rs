@@ -30,6 +30,7 @@ use crate::control::ControlClient;
 use crate::control::PauseReply;
 use crate::control::Request;
 use crate::control::RunState;
+use crate::control::SaveForm;
 use crate::control::SaveReply;
 use crate::control::StatusReply;
 use crate::fault::Fault;
@@ -108,7 +109,7 @@ impl SaveVm {
 fn checkpoint(qmp: &mut Qmp, gateway: &mut ControlClient, directory: &Path) -> anyhow::Result<(Manifest, u64)> {
     let PauseReply { drained, .. } = gateway.call(&Request::Pause)?;
     let net = directory.join(NET_IMAGE);
-    let saved: SaveReply = gateway.call(&Request::Save { path: net, after: After::Hold })?;
+    let saved: SaveReply = gateway.call(&Request::Save { path: net, after: After::Hold, form: SaveForm::default() })?;
     let state = directory.join(VM_STATE);
     qmp.run("migrate", &json!({ "uri": qmp::to_file(&state)? }))?;
     let shows = std::io::stderr().is_terminal();

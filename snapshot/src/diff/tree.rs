@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::ser::{self, Error as _};
 
 use super::Value;
+use super::byte::ByteSerializer;
 
 /// Why a value has no tree.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,7 +38,7 @@ macro_rules! integers {
 impl ser::Serializer for TreeSerializer {
     type Ok = Value;
     type Error = ValueError;
-    type SerializeSeq = Elements;
+    type SerializeSeq = Sequence;
     type SerializeTuple = Elements;
     type SerializeTupleStruct = Elements;
     type SerializeTupleVariant = Elements;
@@ -110,8 +111,8 @@ impl ser::Serializer for TreeSerializer {
         Ok(under(Some(variant), value.serialize(self)?))
     }
 
-    fn serialize_seq(self, _: Option<usize>) -> Result<Elements> {
-        Ok(Elements::default())
+    fn serialize_seq(self, _: Option<usize>) -> Result<Sequence> {
+        Ok(Sequence::default())
     }
 
     fn serialize_tuple(self, _: usize) -> Result<Elements> {
@@ -156,6 +157,34 @@ impl Elements {
     }
 }
 
+/// A list: bytes for as long as there is nothing but `u8` in it, as in a `Vec<u8>`.
+#[derive(Default)]
+pub(super) struct Sequence {
+    bytes: Vec<u8>,
+    elements: Vec<Value>,
+}
+
+impl ser::SerializeSeq for Sequence {
+    type Ok = Value;
+    type Error = ValueError;
+
+    fn serialize_element<T: Serialize + ?Sized>(&mut self, element: &T) -> Result<()> {
+        if self.elements.is_empty() {
+            if let Ok(byte) = element.serialize(ByteSerializer) {
+                self.bytes.push(byte);
+                return Ok(());
+            }
+            self.elements.extend(self.bytes.drain(..).map(|byte| Value::Integer(byte.into())));
+        }
+        self.elements.push(element.serialize(TreeSerializer)?);
+        Ok(())
+    }
+
+    fn end(self) -> Result {
+        Ok(if self.bytes.is_empty() { Value::List(self.elements) } else { Value::Bytes(self.bytes) })
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Entries {
     variant: Option<&'static str>,
@@ -191,7 +220,7 @@ macro_rules! elements {
     )+};
 }
 
-elements!(SerializeSeq serialize_element, SerializeTuple serialize_element);
+elements!(SerializeTuple serialize_element);
 elements!(SerializeTupleStruct serialize_field, SerializeTupleVariant serialize_field);
 
 macro_rules! entries {
@@ -220,7 +249,8 @@ impl ser::SerializeMap for Entries {
     fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<()> {
         self.key = Some(match key.serialize(TreeSerializer)? {
             Value::Text(text) => text,
-            Value::List(_) | Value::Map(_) => return Err(ValueError::custom("a map's key has parts")),
+            // A key of several parts: those in a row.
+            key @ (Value::List(_) | Value::Map(_)) => key.in_a_row(),
             plain => plain.to_string(),
         });
         Ok(())

@@ -12,6 +12,9 @@ pub enum ImageError {
         /// The first bytes.
         found: Vec<u8>,
     },
+    /// The image is sealed, and has to be opened with its key first.
+    #[error("the image is sealed: it is read with the key it was sealed with")]
+    Sealed,
     /// The image needs a newer reader.
     #[error(
         "image format {found} needs a reader of format {min_reader} or newer, this build reads up to {newest}; written by {writer:?}"
@@ -111,6 +114,12 @@ pub enum ImageError {
         found: usize,
         /// How long it says it is.
         expected: u64,
+    },
+    /// The bytes could not be had.
+    #[error("reading the image: {reason}")]
+    Read {
+        /// What was in the way.
+        reason: String,
     },
     /// More than the reader accepts.
     #[error("{found} {what}, the limit is {limit}")]

@@ -3,7 +3,10 @@
 #![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 
 use super::error::{ImageError, Place};
-use super::{FORMAT_VERSION, Header, Limits, MAGIC, REQUIRED, SectionId, TRAILER_BYTES, TRAILER_MAGIC, WRITER_BYTES};
+use super::{
+    FIRST_VERSION, FORMAT_VERSION, Header, Limits, MAGIC, PART, REQUIRED, SEALED_MAGIC, SectionId, TRAILER_BYTES,
+    TRAILER_MAGIC, WRITER_BYTES,
+};
 use crate::GenerationId;
 
 /// An image whose frames and checksums are sound. What the sections hold is not looked at.
@@ -24,8 +27,26 @@ pub struct Section<'a> {
     pub version: u16,
     /// Whether a reader that does not know it has to refuse the image.
     pub required: bool,
+    /// Whether it is one of several sections of that name.
+    pub part: bool,
     /// What it holds.
     pub body: &'a [u8],
+}
+
+/// What an image's header says: [`Image::front`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Front {
+    /// Who wrote the image, and what it holds.
+    pub header: Header,
+    /// The format it is written in.
+    pub format_version: u16,
+    /// The oldest format version whose reader understands it.
+    pub min_reader: u16,
+    /// How many sections follow.
+    pub sections: u32,
+    /// Bytes of the header.
+    pub bytes: usize,
 }
 
 impl<'a> Image<'a> {
@@ -39,8 +60,9 @@ impl<'a> Image<'a> {
         let (mut image, section_count) = Self::parse_header(&mut cursor)?;
         check_limit("sections", section_count.into(), limits.sections.into())?;
         for _ in 0..section_count {
-            let section = parse_section(&mut cursor, limits)?;
-            if image.section(section.id).is_some() {
+            let section = parse_section(&mut cursor, limits, image.format_version)?;
+            let repeats = |other: &Section<'_>| other.id == section.id && !(other.part && section.part);
+            if image.sections.iter().any(repeats) {
                 return Err(ImageError::DuplicateSection { section: section.id, writer: image.header.writer });
             }
             image.sections.push(section);
@@ -62,6 +84,17 @@ impl<'a> Image<'a> {
     /// The oldest format version whose reader understands it.
     pub fn min_reader(&self) -> u16 {
         self.min_reader
+    }
+
+    /// What an image's header says, of an image of which nothing else is looked at, nor need be there.
+    ///
+    /// # Errors
+    /// If the header is damaged, or of a format that this build does not read.
+    pub fn front(bytes: &[u8]) -> Result<Front, ImageError> {
+        let mut cursor = Cursor { bytes, at: 0 };
+        let (image, sections) = Image::parse_header(&mut cursor)?;
+        let Image { header, format_version, min_reader, .. } = image;
+        Ok(Front { header, format_version, min_reader, sections, bytes: cursor.at })
     }
 
     /// The sections in the order they are written in.
@@ -87,9 +120,12 @@ impl<'a> Image<'a> {
         }
     }
 
-    fn parse_header(cursor: &mut Cursor<'a>) -> Result<(Self, u32), ImageError> {
+    pub(super) fn parse_header(cursor: &mut Cursor<'a>) -> Result<(Self, u32), ImageError> {
         // A file too short for the magic is foreign rather than cut, unless it begins like an image.
         let start = cursor.bytes.get(..MAGIC.len()).unwrap_or(cursor.bytes);
+        if start == SEALED_MAGIC {
+            return Err(ImageError::Sealed);
+        }
         if !MAGIC.starts_with(start) {
             return Err(ImageError::BadMagic { found: start.to_vec() });
         }
@@ -127,7 +163,7 @@ impl<'a> Image<'a> {
     }
 }
 
-fn parse_section<'a>(cursor: &mut Cursor<'a>, limits: &Limits) -> Result<Section<'a>, ImageError> {
+fn parse_section<'a>(cursor: &mut Cursor<'a>, limits: &Limits, format_version: u16) -> Result<Section<'a>, ImageError> {
     let frame = cursor.rest();
     let id = SectionId(u32::from_le_bytes(cursor.array(Place::Frame)?));
     let place = Place::Section(id);
@@ -141,11 +177,9 @@ fn parse_section<'a>(cursor: &mut Cursor<'a>, limits: &Limits) -> Result<Section
     checksum.update(frame.get(..FRAME_SUMMED).unwrap_or_default());
     checksum.update(body);
     check_sum(place, checksum.finalize(), expected)?;
-    if flags & !REQUIRED != 0 {
-        return Err(ImageError::Reserved { place, bits: u32::from(flags & !REQUIRED) });
-    }
+    check_flags(place, flags, format_version)?;
     check_limit("bytes in a section", length, limits.section_bytes as u64)?;
-    Ok(Section { id, version, required: flags & REQUIRED != 0, body })
+    Ok(Section { id, version, required: flags & REQUIRED != 0, part: flags & PART != 0, body })
 }
 
 fn parse_trailer(cursor: &mut Cursor<'_>) -> Result<(), ImageError> {
@@ -170,18 +204,26 @@ fn parse_trailer(cursor: &mut Cursor<'_>) -> Result<(), ImageError> {
     Ok(())
 }
 
-fn check_limit(what: &'static str, found: u64, limit: u64) -> Result<(), ImageError> {
+pub(super) fn check_flags(place: Place, flags: u16, format_version: u16) -> Result<(), ImageError> {
+    let known = if format_version > FIRST_VERSION { REQUIRED | PART } else { REQUIRED };
+    match flags & !known {
+        0 => Ok(()),
+        bits => Err(ImageError::Reserved { place, bits: u32::from(bits) }),
+    }
+}
+
+pub(super) fn check_limit(what: &'static str, found: u64, limit: u64) -> Result<(), ImageError> {
     if found > limit { Err(ImageError::TooLarge { what, found, limit }) } else { Ok(()) }
 }
 
-fn check_sum(place: Place, found: u32, expected: u32) -> Result<(), ImageError> {
+pub(super) fn check_sum(place: Place, found: u32, expected: u32) -> Result<(), ImageError> {
     if found == expected { Ok(()) } else { Err(ImageError::Checksum { place, found, expected }) }
 }
 
 /// How far the bytes are read.
-struct Cursor<'a> {
-    bytes: &'a [u8],
-    at: usize,
+pub(super) struct Cursor<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) at: usize,
 }
 
 impl<'a> Cursor<'a> {
@@ -204,7 +246,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn array<const N: usize>(&mut self, place: Place) -> Result<[u8; N], ImageError> {
+    pub(super) fn array<const N: usize>(&mut self, place: Place) -> Result<[u8; N], ImageError> {
         let taken = self.take(place, N as u64)?;
         taken.first_chunk().copied().ok_or(ImageError::Truncated { place, needed: N as u64, left: taken.len() })
     }

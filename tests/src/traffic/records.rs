@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use hibernet_conntrack::{Tuple, proto};
-use hibernet_snapshot::image::{Image, ImageWriter, Limits, Requirement, SectionId};
+use hibernet_snapshot::image::{Image, ImageWriter, Limits, Section, SectionId};
 
 /// What a section of an image holds.
 pub fn body(image: &[u8], section: &[u8; 4]) -> Vec<u8> {
@@ -27,8 +27,7 @@ pub fn reframed(image: &[u8], change: impl Fn([u8; 4], &mut Vec<u8>)) -> Vec<u8>
     for section in image.sections() {
         let mut body = section.body.to_vec();
         change(section.id.0.to_le_bytes(), &mut body);
-        let requirement = if section.required { Requirement::Required } else { Requirement::Optional };
-        writer.section(section.id, section.version, requirement, &body);
+        writer.copy(&Section { body: &body, ..section.clone() });
     }
     writer.finish()
 }

@@ -4,7 +4,7 @@ use hibernet_snapshot::Instant;
 
 use super::{Flows, Part, Shelf, Slot, slot_of};
 use crate::table::addr::Addr;
-use crate::table::clock::Clock;
+use crate::table::clock::{Clock, Tick};
 use crate::table::entry::{Core, Entry};
 use crate::tuple::{Direction, Tuple};
 
@@ -24,10 +24,28 @@ impl Frame {
         Self { clock, now, slot: slot_of(clock.ticks(now)) }
     }
 
+    /// The slot of the timer wheel that fires next.
+    pub(super) const fn slot(self) -> u64 {
+        self.slot
+    }
+
+    pub(super) const fn ticks(self) -> Ticks {
+        let unwrapped = self.clock.ticks(self.now);
+        Ticks { now: self.clock.tick(self.now), unwrapped, next: self.slot }
+    }
+
     /// The frame that holds for both: of one clock, at the later of two times, with what fires first in either.
     pub(crate) fn and(self, other: Self) -> Self {
         Self { clock: self.clock, now: self.now.max(other.now), slot: self.slot.min(other.slot) }
     }
+}
+
+/// The time of a frame in ticks.
+pub(super) struct Ticks {
+    pub(super) now: Tick,
+    pub(super) unwrapped: u64,
+    /// The slot of the wheel that fires next.
+    pub(super) next: u64,
 }
 
 /// A flow between two tables: the entry as it is, serial number, deadline and counters included.
@@ -61,7 +79,7 @@ impl Moved {
 }
 
 impl<A: Addr> Entry<A> {
-    pub(super) fn tuple(&self, direction: Direction) -> Tuple {
+    pub(crate) fn tuple(&self, direction: Direction) -> Tuple {
         match direction {
             Direction::Original => self.orig.tuple(self.core.proto),
             Direction::Reply => self.reply.tuple(self.core.proto),
@@ -74,7 +92,7 @@ impl Flows {
     pub(crate) fn on(frame: Frame, capacity: u32, part: Part) -> Self {
         let Frame { clock, now, slot } = frame;
         let (v4, v6) = (Shelf::new(capacity, slot), Shelf::new(capacity, slot));
-        Self { v4, v6, clock, now, tick: clock.tick(now), capacity, len: 0, next_serial: 1, part }
+        Self { v4, v6, clock, now, tick: clock.tick(now), capacity, len: 0, next_serial: 1, part, changes: None }
     }
 
     pub(crate) fn frame(&self) -> Frame {
@@ -99,6 +117,9 @@ impl Flows {
         };
         self.next_serial = self.next_serial.max(moved.serial().wrapping_add(1));
         self.len = self.len.saturating_add(1);
+        if let Some(changes) = &mut self.changes {
+            changes.mark(slot);
+        }
         Some(slot)
     }
 }

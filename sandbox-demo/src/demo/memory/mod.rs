@@ -28,6 +28,7 @@ use crate::control::Answer;
 use crate::control::KeysReply;
 use crate::control::ListReply;
 use crate::control::Request;
+use crate::control::SaveForm;
 use crate::control::StatusReply;
 use crate::gateway::Engine;
 use crate::gateway::GatewayConfig;
@@ -59,7 +60,8 @@ fn carry(dir: &Path, watch: &Watch) -> anyhow::Result<Carried> {
         let under_traffic = memory.let_all_advance(&mut engine, watch)?;
         let stood = clock::monotonic();
         let image = dir.join(format!("image-{number}"));
-        let save = ask(&mut engine, Request::Save { path: image.clone(), after: After::Hold })?;
+        let save =
+            ask(&mut engine, Request::Save { path: image.clone(), after: After::Hold, form: SaveForm::default() })?;
         let listed: ListReply = ask(&mut engine, Request::List)?;
         let canary = ask(&mut engine, Request::Canary { path: image.clone() })?;
         drop(engine);
