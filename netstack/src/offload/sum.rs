@@ -11,11 +11,12 @@ pub(super) fn pseudo_header(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) 
     }))
 }
 
-/// Sums up all from `start` on and writes the inverted sum at `field`. UDP has 0xffff for 0 (RFC 768), which TCP takes for
-/// the same.
+/// Sums up all from `start` on and writes the inverted sum at `field`. UDP has 0xffff for 0, which says that there is none
+/// (RFC 768); TCP has no such word.
 pub(super) fn complete(bytes: &mut [u8], start: usize, field: usize) {
     let sum = !folded(add(0, bytes.get(start..).unwrap_or_default()));
-    put(bytes, field, if sum == 0 { 0xffff } else { sum });
+    let is_udp = field.checked_sub(start) == Some(usize::from(super::UDP_CHECKSUM));
+    put(bytes, field, if sum == 0 && is_udp { 0xffff } else { sum });
 }
 
 /// Writes a word.
@@ -50,6 +51,16 @@ pub(super) const fn folded(mut sum: u64) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sum_of_nothing_is_written_otherwise_for_udp_alone() {
+        for (field, written) in [(6, 0xffff_u16), (16, 0)] {
+            let mut segment = [0; 20];
+            segment[..2].copy_from_slice(&[0xff, 0xff]);
+            complete(&mut segment, 0, field);
+            assert_eq!(segment[field..field + 2], written.to_be_bytes());
+        }
+    }
 
     #[test]
     fn the_sum_is_that_of_words_one_by_one_at_every_length() {
