@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde::Serialize;
-use tokio::signal::unix::SignalKind;
-use tokio::signal::unix::signal;
 use tokio::task::JoinSet;
 use tokio::task::LocalSet;
 
@@ -108,7 +106,7 @@ async fn serve(
     services.spawn_local(egress.clone().serve());
     services.spawn_local(runtime::drive(net.clone()));
 
-    let mut signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+    let stop = runtime::Stop::watch()?;
     net.with_engine(|engine| {
         if !hold {
             engine.resume();
@@ -118,13 +116,7 @@ async fn serve(
         let ready = Ready { state, pid, control, restored, policy: egress.policy_text() };
         print(json, &ready, || ready.text())
     })?;
-    let [interrupted, terminated] = &mut signals;
-    tokio::select! {
-        _ = interrupted.recv() => {}
-        _ = terminated.recv() => {}
-        // None of them ends by itself.
-        ended = services.join_next() => if let Some(ended) = ended { ended.context("a part of the gateway")?? }
-    }
+    stop.wait(&mut services).await?;
     Ok(net)
 }
 

@@ -26,8 +26,6 @@ use hibernet_snapshot::Instant;
 use hibernet_snapshot::codec;
 use serde::Deserialize;
 use serde::Serialize;
-use tokio::signal::unix::SignalKind;
-use tokio::signal::unix::signal;
 use tokio::task::JoinSet;
 use tokio::task::LocalSet;
 
@@ -230,7 +228,7 @@ async fn run(options: GuestOptions) -> anyhow::Result<Net> {
     }));
     services.spawn_local(runtime::drive(net.clone()));
 
-    let mut signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+    let stop = runtime::Stop::watch()?;
     net.with_engine(|engine| {
         let mac = engine.mac_of(link.name());
         if !hold {
@@ -251,13 +249,7 @@ async fn run(options: GuestOptions) -> anyhow::Result<Net> {
         };
         print(json, &ready, || ready.text())
     })?;
-    let [interrupted, terminated] = &mut signals;
-    tokio::select! {
-        _ = interrupted.recv() => {}
-        _ = terminated.recv() => {}
-        // None of them ends by itself.
-        ended = services.join_next() => if let Some(ended) = ended { ended.context("a part of the gateway")?? }
-    }
+    stop.wait(&mut services).await?;
     Ok(net)
 }
 

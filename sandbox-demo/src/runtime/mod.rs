@@ -6,6 +6,7 @@
 //! its task has noted about it in the same poll.
 
 mod driver;
+mod stop;
 mod tcp;
 mod udp;
 
@@ -17,6 +18,7 @@ use hibernet_snapshot::Instant;
 use tokio::sync::Notify;
 
 pub(crate) use self::driver::drive;
+pub(crate) use self::stop::Stop;
 pub(crate) use self::tcp::TcpListener;
 pub(crate) use self::tcp::TcpStream;
 pub(crate) use self::udp::UdpSocket;

@@ -24,8 +24,6 @@ use hibernet_snapshot::image::Limits;
 use serde::Deserialize;
 use serde::Serialize;
 use serde_json::json;
-use tokio::signal::unix::SignalKind;
-use tokio::signal::unix::signal;
 use tokio::task::JoinSet;
 use tokio::task::LocalSet;
 
@@ -182,7 +180,7 @@ async fn run(options: ServeOptions) -> anyhow::Result<Net> {
     services.spawn_local(control_tasks.serve(move |request| asked.with_engine(|engine| engine.answer(request))));
     services.spawn_local(runtime::drive(net.clone()));
 
-    let mut signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+    let stop = runtime::Stop::watch()?;
     net.with_engine(|engine| {
         if !hold {
             engine.resume();
@@ -201,13 +199,7 @@ async fn run(options: ServeOptions) -> anyhow::Result<Net> {
         };
         print(json, &ready, || ready.text())
     })?;
-    let [interrupted, terminated] = &mut signals;
-    tokio::select! {
-        _ = interrupted.recv() => {}
-        _ = terminated.recv() => {}
-        // None of them ends by itself.
-        ended = services.join_next() => if let Some(ended) = ended { ended.context("a part of the server")?? }
-    }
+    stop.wait(&mut services).await?;
     Ok(net)
 }
 
