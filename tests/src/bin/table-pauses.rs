@@ -4,7 +4,7 @@
 #[path = "table-bench/machine.rs"]
 mod machine;
 #[expect(dead_code, reason = "table-bench uses the rest")]
-#[path = "table-bench/packets.rs"]
+#[path = "../../../conntrack/benches/packets.rs"]
 mod packets;
 #[expect(dead_code, reason = "table-bench uses the rest")]
 #[path = "table-bench/tuples.rs"]

@@ -7,6 +7,7 @@ mod limits;
 mod machine;
 mod ours;
 mod own;
+#[path = "../../../../conntrack/benches/packets.rs"]
 mod packets;
 mod peers;
 mod report;
