@@ -2,6 +2,7 @@
 //! and so that no new flow gets the tuples that the other copy still uses.
 
 use core::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Conntrack, Refusal, Subject, Validated, subject};
 use crate::headers::Parsed;
@@ -35,16 +36,25 @@ impl Validated {
 }
 
 impl Validated {
-    /// Adds a severed flow that was not tracked, or no more: [`FlowRecord::unknown_tcp`]. False if there is no room, or
-    /// its tuples are taken.
-    pub fn add_severed(&mut self, flow: &FlowRecord) -> bool {
+    /// Adds severed flows that were not tracked, or no more: [`FlowRecord::unknown_tcp`]. Left out are those for which there is
+    /// no room, and those whose tuples are taken.
+    pub fn add_severed(&mut self, severed: &[FlowRecord]) {
         let flows = self.table.flows_mut();
-        let (orig, reply) = (Packed::of(&flow.orig), Packed::of(&flow.reply));
-        let is_taken = flows.in_creation_order().into_iter().any(|slot| {
-            flows.direction_of(slot, &orig, flow.zone).or(flows.direction_of(slot, &reply, flow.zone)).is_some()
-        });
-        let flow = FlowRecord { status: flow.status | SEVERED, ..flow.clone() };
-        !is_taken && flows.store(&flow).is_some()
+        let wanted: BTreeMap<&Tuple, &FlowRecord> =
+            severed.iter().flat_map(|flow| [(&flow.orig, flow), (&flow.reply, flow)]).collect();
+        let mut taken = BTreeSet::new();
+        for slot in flows.in_creation_order() {
+            let Some(held) = flows.record(slot) else { continue };
+            for tuple in [held.orig, held.reply] {
+                let is_taken = |flow: &&FlowRecord| flows.direction_of(slot, &Packed::of(&tuple), flow.zone).is_some();
+                taken.extend(wanted.get(&tuple).copied().filter(is_taken).map(|flow| flow.orig));
+            }
+        }
+        for flow in severed.iter().filter(|flow| !taken.contains(&flow.orig)) {
+            if flows.store(&FlowRecord { status: flow.status | SEVERED, ..flow.clone() }).is_none() {
+                return;
+            }
+        }
     }
 }
 

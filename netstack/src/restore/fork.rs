@@ -85,8 +85,8 @@ impl Plan {
             return;
         }
         conntrack.sever(|number, _| self.severed.get(&number).map(|severed| severed.ending));
-        for flow in &self.untracked {
-            conntrack.add_severed(flow);
+        if !self.untracked.is_empty() {
+            conntrack.add_severed(&self.untracked);
         }
     }
 
